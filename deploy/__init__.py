@@ -1,0 +1,1 @@
+"""What people run: the console script, the lab, the set-up."""

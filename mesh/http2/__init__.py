@@ -1,0 +1,1 @@
+"""A sans-io HTTP/2 connection over libnghttp2."""

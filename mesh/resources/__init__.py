@@ -1,0 +1,1 @@
+"""The Kubernetes and Istio kinds we accept, typed."""

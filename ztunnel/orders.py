@@ -1,0 +1,206 @@
+"""The seam between deciding and moving bytes.
+
+The engine (whatever implements `Engine`) owns sockets, TLS and HTTP/2 and knows nothing of policy. It reports facts;
+the deciding side answers each Captured, Plaintext and Offered with exactly one order, given once per connection:
+Refuse, RelayPlain or RelayTunnel. After that it is not asked again; it may Close what it allowed before. Ended is the
+last fact about a connection, also about a refused one. Facts and orders are plain values: they can cross a queue in
+batches.
+
+Ids are unique in the life of one engine. Bytes are counted as the application payload: `sent` from downstream (who
+opened the connection) to upstream, `received` the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.identity import SpiffeId
+from mesh.model import SocketAddress
+from mesh.reason import Reason
+
+# Facts: engine -> decider
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """A pod's own connect() arrived at the outbound listener in its netns."""
+
+    id: int
+    pod: str
+    client: SocketAddress
+    destination: SocketAddress  # what the application asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plaintext:
+    """A connection to the pod that came neither through a tunnel nor from the kubelet landed on 15006."""
+
+    id: int
+    pod: str
+    client: SocketAddress
+    destination: SocketAddress  # the pod's own address and port, as dialled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """An HTTP/2 request on a tunnel connection to the pod, TLS verified against the roots and the trust domain."""
+
+    id: int
+    pod: str
+    client: SocketAddress  # the peer of the tunnel connection
+    local: SocketAddress  # the address the tunnel connection was made to
+    peer: SpiffeId
+    method: str
+    authority: str
+    headers: Sequence[tuple[str, str]]  # baggage, forwarded, traceparent…; pseudo headers left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The upstream side of an allowed connection is up (TCP connected, or the peer answered the CONNECT with 200)."""
+
+    id: int
+    peer: SpiffeId | None = None  # the identity that the upstream's certificate proved
+    upstream: SocketAddress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Nothing of this connection is left."""
+
+    id: int
+    reason: Reason
+    detail: str
+    sent: int
+    received: int
+
+
+Fact = Captured | Plaintext | Offered | Opened | Ended
+
+
+# Orders: decider -> engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """RST to a captured or plaintext connection; `reason.http_status` to a tunnel request."""
+
+    id: int
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayPlain:
+    """Dial plain TCP from inside the pod's netns and relay. With `as_client`, this is the last hop to the application:
+    the socket is bound to `bind` (the pod's own address), and the application is shown `as_client` as its peer."""
+
+    id: int
+    destination: SocketAddress
+    bind: str | None = None
+    as_client: SocketAddress | None = None
+    response_headers: Sequence[tuple[str, str]] = ()  # with the 200 to an Offered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelKey:
+    """Connections share a tunnel only if all of this is equal: a reused address never meets an old tunnel."""
+
+    pod: str  # the source pod instance: the netns it is dialled from
+    source: SpiffeId
+    expected: frozenset[SpiffeId]  # the peer's certificate must carry one of these as URI SAN
+    workload: str  # destination: Workload.uid + "@" + Workload.instance
+    address: SocketAddress  # podIP:15008
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayTunnel:
+    """Relay through a stream of the tunnel named by `key`; dial it if there is none with room."""
+
+    id: int
+    key: TunnelKey
+    authority: str
+    headers: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """End an open connection with an error on both sides (RST, RST_STREAM): its permission is gone."""
+
+    id: int
+    reason: Reason
+    detail: str = ""
+
+
+Order = Refuse | RelayPlain | RelayTunnel | Close
+
+
+# What the engine is built with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a pod proves and whom it trusts. DER; keys never touch a disk."""
+
+    identity: SpiffeId
+    chain: tuple[bytes, ...]  # leaf first
+    key: bytes  # PKCS#8
+    roots: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """File descriptors of the agent's listeners in one pod's netns, for the kernel's sk_lookup program to steer to.
+    Bound to arbitrary ports: the program assigns by slot, whatever ports those are. None: family not available."""
+
+    outbound4: int
+    outbound6: int | None
+    plaintext4: int
+    plaintext6: int | None
+    tunnel4: int
+    tunnel6: int | None
+
+
+class Steering(Protocol):
+    """What the engine needs of the kernel side per connection (implemented by `bpf`)."""
+
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
+        """What was dialled, for a connection accepted by an outbound listener of the netns with this cookie.
+        `local` and `peer` as the accepted socket reports them. None: nobody recorded it, refuse."""
+
+    def announce(self, socket_cookie: int, client: SocketAddress) -> None:
+        """Before connect(): the application shall see `client` as the peer of this last-hop socket."""
+
+    def withdraw(self, socket_cookie: int) -> None:
+        """The announced socket failed before it was connected."""
+
+
+class Engine(Protocol):
+    """Moves bytes. All methods are called on the event loop's thread and do not block."""
+
+    def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
+        """Make the listeners of a pod in its netns (a file descriptor, duplicated); not accepting yet."""
+
+    def start_pod(self, pod: str) -> None:
+        """Accept from now on."""
+
+    def set_credentials(self, pod: str, credentials: Credentials) -> None:
+        """Certificate for new handshakes, both directions; open connections keep theirs. Without any, tunnel handshakes
+        to the pod are refused and RelayTunnel from it ends with NO_CERTIFICATE."""
+
+    def remove_pod(self, pod: str, *, listeners_only: bool = False) -> None:
+        """Close the listeners and, unless `listeners_only`, every connection of the pod with POD_GONE."""
+
+    def order(self, order: Order) -> None:
+        """Carry out an order; an unknown or ended id is ignored (it may have ended meanwhile)."""
+
+    def counts(self) -> Mapping[int, tuple[int, int]]:
+        """Live connections: id -> (sent, received)."""
+
+    async def drain(self, deadline: float) -> None:
+        """Close listeners, GOAWAY on every tunnel, wait up to `deadline` seconds for open streams, then close."""
+
+
+EngineFactory = Callable[[Steering, Callable[[Sequence[Fact]], None]], Engine]
