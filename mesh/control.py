@@ -89,6 +89,8 @@ class CertificateReply(msgspec.Struct, frozen=True, kw_only=True):
 FromNode = Hello | Ack | Nack | PodStatus
 FromController = Update
 
+_TOO_DEEP = "the message is nested deeper than any message of this protocol"
+
 _encoder = msgspec.json.Encoder(order="deterministic")
 _from_node: msgspec.json.Decoder[FromNode] = msgspec.json.Decoder(FromNode)
 _from_controller = msgspec.json.Decoder(Update)
@@ -99,13 +101,19 @@ def encode(message: FromNode | FromController | CertificateRequest | Certificate
 
 
 def decode_from_node(data: bytes | str) -> FromNode:
-    """msgspec.DecodeError (a ValueError) names the path and the cause."""
-    return _from_node.decode(data)
+    """ValueError (msgspec.DecodeError) names the path and the cause."""
+    try:
+        return _from_node.decode(data)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 def decode_from_controller(data: bytes | str) -> FromController:
-    """msgspec.DecodeError (a ValueError) names the path and the cause."""
-    return _from_controller.decode(data)
+    """ValueError (msgspec.DecodeError) names the path and the cause."""
+    try:
+        return _from_controller.decode(data)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 def entry(resource: Resource) -> Entry:
