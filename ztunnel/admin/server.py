@@ -1,0 +1,172 @@
+"""The HTTP side: applications, and where they listen.
+
+RUN/admin.sock    all of admin, root only (0600 in a 0700 directory)
+127.0.0.1:15000   admin, to be read: any process in the node's network namespace reaches it
+:15020            GET /metrics, /stats/prometheus
+:15021            GET /healthz/ready: 200 "ready", 500 "not ready, pending: …"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from ztunnel.admin import report
+from ztunnel.admin.levels import Levels
+from ztunnel.admin.listener import listen
+from ztunnel.admin.view import AgentView
+from ztunnel.metrics.exposition import negotiate
+from ztunnel.metrics.scrape import Scrape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """0: any free one (told through `Endpoints.bound`)."""
+
+    admin: int = 15000
+    metrics: int = 15020
+    readiness: int = 15021
+
+
+@dataclass(slots=True, kw_only=True)
+class Endpoints:
+    """What is served, and the places where it is."""
+
+    view: AgentView
+    scrape: Scrape
+    levels: Levels
+    run: Path
+    version: str
+    stop: Callable[[], None]  # /quitquitquit: start a graceful stop
+    ports: Ports = field(default_factory=Ports)
+    bound: dict[str, int] = field(default_factory=dict)  # name -> port, once it listens
+
+    async def serve(self) -> None:
+        """Serve until cancelled. OSError if the unix socket cannot be made; taken TCP ports are tried again."""
+        admin = web.AppRunner(admin_app(self, writable=True), access_log=None)
+        await admin.setup()
+        try:
+            with _unix_listener(self.run / "admin.sock") as listener:
+                await web.SockSite(admin, listener).start()
+                async with asyncio.TaskGroup() as tasks:
+                    readable = admin_app(self, writable=False)
+                    tasks.create_task(self._tcp("admin", "127.0.0.1", self.ports.admin, readable))
+                    tasks.create_task(self._tcp("metrics", "", self.ports.metrics, metrics_app(self.scrape)))
+                    tasks.create_task(self._tcp("readiness", "", self.ports.readiness, readiness_app(self.view)))
+        finally:
+            await admin.cleanup()
+            (self.run / "admin.sock").unlink(missing_ok=True)
+
+    async def _tcp(self, name: str, host: str, port: int, app: web.Application) -> None:
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=20.0, shutdown_timeout=1.0)
+        await runner.setup()
+        server = runner.server
+        assert server is not None  # set up above
+        try:
+            await listen(host, port, server, lambda port: self.bound.update({name: port}))
+        finally:
+            self.bound.pop(name, None)
+            await runner.cleanup()
+
+
+def _unix_listener(path: Path) -> socket.socket:
+    """A listening socket that only root can connect to. An old file of that name, of an agent that was killed, goes."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        mask = os.umask(0o177)  # before bind: between bind and chmod anybody could connect
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"admin socket {path}: {error.strerror}") from error
+    return listener
+
+
+def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
+    """With `writable` also the two endpoints that change something."""
+    view, version = endpoints.view, endpoints.version
+
+    def answers(make: Callable[[datetime], report.Json]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.Response:
+            answer = {"node": view.node} | make(datetime.now(UTC))
+            # A large mesh encodes to megabytes: that part leaves the loop to the data path.
+            body = await asyncio.to_thread(report.encode, answer)
+            return web.Response(body=body, content_type="application/json")
+
+        return handle
+
+    reads = {
+        "/status": lambda now: report.status(view, version, now),
+        "/workloads": lambda now: report.workloads(view),
+        "/services": lambda now: report.services(view),
+        "/policies": lambda now: report.policies(view),
+        "/certificates": lambda now: report.certificates(view, now),
+        "/connections": lambda now: report.connections(view, now),
+        "/bpf": lambda now: report.bpf(view),
+        "/config_dump": lambda now: report.config_dump(view, version, now),
+        "/logging": lambda now: endpoints.levels.read(),
+    }
+    app = web.Application()
+    for path, make in reads.items():
+        app.router.add_get(path, answers(make))
+    index = {"": {"endpoints": [*reads, *(("/quitquitquit",) if writable else ())]}}
+    app.router.add_get("/", answers(lambda now: index[""]))
+    if writable:
+        _add_writes(app, endpoints)
+    return app
+
+
+def _add_writes(app: web.Application, endpoints: Endpoints) -> None:
+    async def logging(request: web.Request) -> web.Response:
+        try:
+            endpoints.levels.change(request.query)
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+        return web.json_response(endpoints.levels.read())
+
+    async def quit(request: web.Request) -> web.Response:
+        asyncio.get_running_loop().call_soon(endpoints.stop)
+        return web.Response(text="shutting down\n")
+
+    app.router.add_post("/logging", logging)
+    app.router.add_post("/quitquitquit", quit)
+
+
+def metrics_app(scrape: Scrape) -> web.Application:
+    async def metrics(request: web.Request) -> web.Response:
+        content_type = negotiate(request.headers.get("Accept", ""))
+        body = await scrape.text(content_type)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body = await asyncio.to_thread(gzip.compress, body, 1)
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, headers=headers)
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/stats/prometheus", metrics)
+    return app
+
+
+def readiness_app(view: AgentView) -> web.Application:
+    async def ready(request: web.Request) -> web.Response:
+        pending = view.pending()
+        if pending:
+            return web.Response(status=500, text=f"not ready, pending: {', '.join(pending)}\n")
+        return web.Response(text="ready\n")
+
+    app = web.Application()
+    app.router.add_get("/healthz/ready", ready, allow_head=False)
+    return app

@@ -1,0 +1,82 @@
+"""What admin and metrics read of the running agent: never changed through it, and no secret can be reached from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from mesh.control import Redirection
+from mesh.model import SocketAddress
+from mesh.reason import Reason
+from mesh.snapshot import Snapshot
+from ztunnel.certificates import CertificateView
+from ztunnel.connections import Connection
+
+
+class Pod(Protocol):
+    """A pod of this node that is, was or shall be enrolled."""
+
+    @property
+    def instance(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def redirection(self) -> Redirection: ...
+    @property
+    def error(self) -> str: ...
+
+
+class OlderConnection(Protocol):
+    """A connection that its pod had before it was enrolled: not steered, not encrypted."""
+
+    @property
+    def pod(self) -> str: ...  # instance
+    @property
+    def inbound(self) -> bool: ...
+    @property
+    def local(self) -> SocketAddress: ...
+    @property
+    def remote(self) -> SocketAddress: ...
+
+
+class Controller(Protocol):
+    @property
+    def address(self) -> str: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def synced(self) -> bool: ...  # a first full state has been applied since the agent started
+    @property
+    def error(self) -> str: ...
+
+
+class AgentView(Protocol):
+    @property
+    def node(self) -> str: ...
+    @property
+    def node_ip(self) -> str: ...
+    @property
+    def started_at(self) -> datetime: ...
+    @property
+    def snapshot(self) -> Snapshot: ...
+    @property
+    def controller(self) -> Controller: ...
+
+    def pending(self) -> Sequence[str]:
+        """What readiness still waits for, in words; empty: ready."""
+
+    def pods(self) -> Sequence[Pod]: ...
+    def certificates(self) -> Sequence[CertificateView]: ...
+    def connections(self) -> Sequence[Connection]: ...
+    def older(self) -> Sequence[OlderConnection]: ...
+
+    def counts(self) -> Mapping[int, tuple[int, int]]:
+        """As `Engine.counts`."""
+
+    def kernel(self) -> Mapping[str, Any]:
+        """`programs`, `links`, `maps` (each with name, type, id…; maps with entries and max_entries)."""
+
+    def kernel_counters(self) -> Mapping[Reason, int]: ...

@@ -1,0 +1,69 @@
+"""What is not about connections: build, pods, controller, certificates, the kernel side. Read at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import Metric
+
+from mesh.control import Redirection
+from ztunnel.admin.view import AgentView
+
+
+def collect(view: AgentView, version: str) -> Iterator[Metric]:
+    """Names of Istio's ztunnel where there is one; ours start with `gossamer_`."""
+    yield _gauge("istio_build", "The version of this agent.", ({"component": "ztunnel", "tag": version}, 1))
+    pods = view.pods()
+    active = sum(p.redirection is Redirection.ENABLED for p in pods)
+    waiting = sum(p.redirection is Redirection.PENDING for p in pods)
+    yield _gauge("workload_manager_active_proxy_count", "Pods of this node that are enrolled.", ({}, active))
+    yield _gauge("workload_manager_pending_proxy_count", "Pods that wait for enrolment.", ({}, waiting))
+    failing = sum(bool(p.error) for p in pods)
+    yield _gauge("gossamer_enrolment_failing_pods", "Pods whose last enrolment failed; it is retried.", ({}, failing))
+    yield _gauge("gossamer_older_connections", "Connections older than their pod's enrolment.", ({}, len(view.older())))
+    yield from _control(view)
+    yield from _kernel(view)
+
+
+def _control(view: AgentView) -> Iterator[Metric]:
+    controller, snapshot = view.controller, view.snapshot
+    yield _gauge("gossamer_controller_connected", "1 while its stream is up.", ({}, int(controller.connected)))
+    yield _gauge("gossamer_snapshot_version", "Version of the snapshot that decides.", ({}, snapshot.version))
+    yield _gauge(
+        "gossamer_snapshot_resources",
+        "Resources of the snapshot that decides.",
+        ({"kind": "workload"}, len(snapshot.workloads)),
+        ({"kind": "service"}, len(snapshot.services)),
+        ({"kind": "policy"}, len(snapshot.policies)),
+    )
+    yield _gauge(
+        "gossamer_certificate_expiry_timestamp_seconds",
+        "When a certificate that the node holds ends, in Unix time.",
+        *(
+            ({"identity": str(c.identity)}, c.not_after.timestamp())
+            for c in sorted(view.certificates(), key=lambda c: str(c.identity))
+            if c.not_after is not None
+        ),
+    )
+
+
+def _kernel(view: AgentView) -> Iterator[Metric]:
+    counted = Metric("gossamer_kernel_refused", "Connections that the kernel side refused, by reason.", "counter")
+    for reason, n in sorted(view.kernel_counters().items()):
+        counted.add_sample("gossamer_kernel_refused_total", {"reason": reason.name}, n)
+    yield counted
+    maps = [m for m in view.kernel().get("maps", ()) if m.get("max_entries")]
+    yield _gauge(
+        "gossamer_bpf_map_entries",
+        "Entries in use of a kernel map, where they can be counted.",
+        *(({"map": m["name"]}, m["entries"]) for m in maps if m.get("entries") is not None),
+    )
+    limits = (({"map": m["name"]}, m["max_entries"]) for m in maps)
+    yield _gauge("gossamer_bpf_map_max_entries", "Entries that a kernel map has room for.", *limits)
+
+
+def _gauge(name: str, text: str, *samples: tuple[dict[str, str], float]) -> Metric:
+    family = Metric(name, text, "gauge")
+    for labels, value in samples:
+        family.add_sample(name, labels, value)
+    return family

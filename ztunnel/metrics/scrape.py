@@ -1,0 +1,48 @@
+"""One scrape: bring the counters up to date, collect, write."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from time import monotonic
+
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, Metric
+
+from ztunnel.admin.view import AgentView
+from ztunnel.metrics import node
+from ztunnel.metrics.exposition import render
+from ztunnel.metrics.traffic import Traffic
+
+# Metrics can be asked for by anybody who reaches the port; an answer serves for this many times as long as it took to
+# make, so that asking costs the node a quarter of one core at most.
+_REUSE = 3.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Scrape:
+    view: AgentView
+    traffic: Traffic
+    version: str
+    _made: dict[str, tuple[float, bytes]] = field(default_factory=dict)  # content type -> (good until, text)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def text(self, content_type: str) -> bytes:
+        async with self._turn:
+            good_until, text = self._made.get(content_type, (0.0, b""))
+            start = monotonic()
+            if start < good_until:
+                return text
+            families = self._collect()
+            text = await asyncio.to_thread(render, families, content_type)
+            end = monotonic()
+            self._made[content_type] = (end + _REUSE * (end - start), text)
+            return text
+
+    def _collect(self) -> list[Metric]:
+        """On the loop's thread: nothing else touches what it reads."""
+        self.traffic.advance(self.view.counts())
+        self.traffic.expire(self.view.snapshot)
+        families = [*node.collect(self.view, self.version), *self.traffic.collect()]
+        for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
+            families.extend(collector.collect())
+        return families
