@@ -1,0 +1,45 @@
+"""What one pod, one peer and one connection may use. Seconds and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Defaults follow istio-facts §1.4 and §1.9 where Istio has the number; the others bound memory and descriptors.
+
+    Worst case held for one tunnel connection: `streams * stream_window + window_budget` received and not yet
+    delivered, and `streams * stream_buffer` to be sent.
+    """
+
+    connections: int = 8000  # all pods together; each may need two descriptors
+    connections_per_pod: int = 4000
+    tunnels_per_pod: int = 1024  # accepted tunnel connections
+    tunnels_per_peer: int = 64  # of them, from one peer address
+    handshakes_per_pod: int = 128  # of them, not yet through TLS
+
+    connect_timeout: float = 10.0
+    handshake_timeout: float = 10.0
+    response_timeout: float = 20.0  # CONNECT sent until its response
+    goaway_grace: float = 1.0  # between the GOAWAY that announces and the final one (RFC 9113 §6.8)
+    ping_interval: float = 10.0
+    ping_timeout: float = 20.0
+    idle_timeout: float = 300.0  # a pooled tunnel without streams
+
+    streams_accepted: int = 200  # SETTINGS_MAX_CONCURRENT_STREAMS that we advertise
+    streams_opened: int = 100  # that we open at most on one tunnel
+    tunnels_per_key: int = 8  # more are opened only if all have their streams used up, never for being busy
+    busy_backlog: int = 512 << 10  # unsent bytes that make a tunnel busy: new streams go to another one
+    attempts: int = 3  # of a CONNECT that a peer going away has not looked at
+
+    resets: int = 2000  # of streams by a peer of ours at once, then per second: an application that
+    resets_per_second: int = 1000  # resets its connections does no harm to others in the tunnel
+    frame: int = 16 << 10
+    request_headers: int = 64 << 10
+    response_headers: int = 16 << 10
+    stream_window: int = 64 << 10  # to begin with
+    stream_window_max: int = 4 << 20
+    window_budget: int = 16 << 20  # sum of all growth beyond `stream_window` on one tunnel
+    connection_window: int = 16 << 20
+    stream_buffer: int = 256 << 10  # accepted for sending and not framed yet, per stream
