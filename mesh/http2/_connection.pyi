@@ -1,7 +1,9 @@
-from collections.abc import Buffer, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mesh.http2.events import Event
 from mesh.http2.settings import Limits, Settings
+
+Bytes = bytes | bytearray | memoryview
 
 class Connection:
     """One side of an HTTP/2 connection (RFC 9113) without any I/O. Not thread-safe.
@@ -17,7 +19,7 @@ class Connection:
     def __init__(self, *, client: bool, settings: Settings, limits: Limits) -> None: ...
 
     # bytes and events
-    def receive(self, data: Buffer, now: float) -> list[Event]:
+    def receive(self, data: Bytes, now: float) -> list[Event]:
         """Take what the peer sent; `now` in seconds of any clock that does not go back.
 
         Answers everything that happened since the last receive() or events(). The connection's window is given back
@@ -40,7 +42,7 @@ class Connection:
     def respond(self, stream_id: int, headers: Sequence[tuple[bytes, bytes]], end_stream: bool = False) -> None:
         """Server: the final response, or any number of 1xx before it."""
 
-    def write(self, stream_id: int, data: Buffer) -> None:
+    def write(self, stream_id: int, data: Bytes) -> None:
         """Queue a copy of `data`. LocalProtocolError when room() is less; StreamGone when the stream is over."""
 
     def end(self, stream_id: int) -> None:
@@ -56,7 +58,7 @@ class Connection:
         """The application took so many received bytes: the peer may send more. No effect on a stream that is gone."""
 
     def grow(self, stream_id: int, window: int) -> None:
-        """Set the stream's receive window to `window` bytes (from settings.initial_window_size)."""
+        """Raise the stream's receive window to `window` bytes (it starts with settings.initial_window_size)."""
 
     def buffered(self, stream_id: int) -> int:
         """Bytes written and not yet framed; 0 for a stream that is gone."""
@@ -72,7 +74,7 @@ class Connection:
         """Server: graceful GOAWAY (last stream 2^31-1). Requests in flight are still served; goaway() follows later."""
 
     def goaway(self, error_code: int = 0, debug: bytes = b"") -> None:
-        """GOAWAY naming the last stream seen: later ones are ignored, open ones go on, then the connection is closed."""
+        """GOAWAY naming the last stream seen: later ones are ignored; when the open ones have ended, it is closed."""
 
     def terminate(self, error_code: int = 0) -> None:
         """GOAWAY, and nothing is received or sent after it."""

@@ -90,6 +90,7 @@ cdef struct Session:
     size_t block_size        # its size as RFC 9113 6.5.2 counts
     uint32_t block_count
     bint informational
+    size_t continuations     # frames of it after the first
     Buffer arena
     Event *events
     size_t event_count

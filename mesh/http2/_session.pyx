@@ -93,6 +93,12 @@ cdef int on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *head, void 
     cdef Session *self = <Session *>user
     if nghttp2_session_get_outbound_queue_size(ng) > self.config.max_control_backlog + 2 * self.streams.count:
         return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many frames that must be answered in one go")
+    if head.type != NGHTTP2_CONTINUATION:
+        self.continuations = 0
+        return 0
+    self.continuations += 1
+    if self.continuations > self.config.max_continuations:
+        return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many CONTINUATION frames in one header block")
     return 0
 
 
@@ -138,7 +144,10 @@ cdef int on_data_chunk(
     cdef int failed = nghttp2_session_consume_connection(ng, length)
     if failed != 0:
         return NGHTTP2_ERR_CALLBACK_FAILURE
-    if stream == NULL:
+    # libnghttp2 delivers the piece that overflows the stream's window once more, after queueing FLOW_CONTROL_ERROR.
+    if stream == NULL or stream.unconsumed + length > <size_t>max(
+        nghttp2_session_get_stream_effective_local_window_size(ng, stream_id), 0
+    ):
         return 0
     event = emit(self, DATA, stream_id)
     if event == NULL:
@@ -368,9 +377,9 @@ cdef int on_headers_sent(Session *self, const nghttp2_frame *frame) noexcept nog
     cdef Stream *stream = table_find(&self.streams, frame.hd.stream_id)
     if stream == NULL:
         return 0
-    if stream.window_wanted:
+    if stream.window_wanted > nghttp2_session_get_stream_effective_local_window_size(self.ng, stream.id):
         nghttp2_session_set_local_window_size(self.ng, NGHTTP2_FLAG_NONE, stream.id, stream.window_wanted)
-        stream.window_wanted = 0
+    stream.window_wanted = 0
     if not stream.reset_here and (stream.outbound.length or stream.ending) and not stream.ended:
         queue_push(&self.ready, stream)
     return 0
@@ -414,7 +423,7 @@ cdef nghttp2_option *option_new(const Config *config) noexcept nogil:
     nghttp2_option_set_max_reserved_remote_streams(option, 0)
     nghttp2_option_set_max_outbound_ack(option, config.max_control_backlog)
     nghttp2_option_set_max_settings(option, config.max_settings_entries)
-    nghttp2_option_set_max_continuations(option, config.max_continuations)
+    nghttp2_option_set_max_continuations(option, config.max_continuations + 1)  # it would say INTERNAL_ERROR; we do not
     # libnghttp2's own limit reads the machine's clock; ours is told the time.
     nghttp2_option_set_stream_reset_rate_limit(option, <uint64_t>1 << 62, 1)
     return option
@@ -694,6 +703,8 @@ cdef int session_grow(Session *self, Stream *stream, int32_t window) noexcept no
     if nghttp2_session_get_stream_remote_window_size(self.ng, stream.id) < 0:  # libnghttp2 does not know it yet
         stream.window_wanted = window
         return 0
+    if window <= nghttp2_session_get_stream_effective_local_window_size(self.ng, stream.id):
+        return 0  # what the peer was promised cannot be taken back
     return nghttp2_session_set_local_window_size(self.ng, NGHTTP2_FLAG_NONE, stream.id, window)
 
 

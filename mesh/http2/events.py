@@ -40,8 +40,8 @@ class StreamEnded:
 class StreamReset:
     """The stream was cut; what was buffered for it is dropped. Not reported for our own reset().
 
-    by_peer: its RST_STREAM. Otherwise we cut it because the peer broke a rule (error_code is what it was told), or, with
-    REFUSED_STREAM, the request was never processed (GOAWAY, RFC 9113 6.8) and may be sent on another connection.
+    by_peer: its RST_STREAM. Otherwise we cut it because the peer broke a rule (error_code is what it was told), or,
+    with REFUSED_STREAM, the request was never processed (GOAWAY, RFC 9113 6.8) and may be sent on another connection.
     """
 
     stream_id: int
@@ -58,7 +58,7 @@ class StreamClosed:
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened:
-    """The stream's outbound buffer had been above a quarter of its limit and is not any more: its producer may resume."""
+    """The stream's outbound buffer was above a quarter of its limit and is not any more: the producer may resume."""
 
     stream_id: int
 

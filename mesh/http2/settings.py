@@ -54,7 +54,8 @@ class Limits:
     max_control_backlog.
     """
 
-    max_outbound_buffer: int = 262_144  # payload bytes per stream held by write() and not yet framed; WindowOpened at a quarter
+    # Payload bytes per stream that write() may queue; WindowOpened when they fall to a quarter of it.
+    max_outbound_buffer: int = 262_144
     max_data_frame: int = 16_384  # payload bytes of a DATA frame we send: a stream's turn
     max_control_backlog: int = 1_000  # frames we owe the peer and it does not take: acks, RST_STREAM, WINDOW_UPDATE
     max_settings_entries: int = 32  # in one SETTINGS frame
@@ -63,7 +64,8 @@ class Limits:
     resets: Rate = field(default_factory=lambda: Rate(burst=1_000, per_second=200))
     pings: Rate = field(default_factory=lambda: Rate(burst=100, per_second=10))
     settings: Rate = field(default_factory=lambda: Rate(burst=50, per_second=5))
-    empty_frames: Rate = field(default_factory=lambda: Rate(burst=1_000, per_second=100))  # DATA with neither bytes nor end
+    # DATA with neither bytes nor END_STREAM.
+    empty_frames: Rate = field(default_factory=lambda: Rate(burst=1_000, per_second=100))
 
     def __post_init__(self) -> None:
         _within("max_outbound_buffer", self.max_outbound_buffer, 1, 2**40, "bytes")
