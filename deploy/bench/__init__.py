@@ -1,0 +1,22 @@
+"""Benchmarks: what the mesh costs, beside nothing and beside Envoy, measured in one run on one machine.
+
+    load.c, load.py    the load: a small C program, both ends, every byte verified; compiled when first used
+    ground.py          where it runs: two nodes and their pods as network namespaces, made by the lab's own fabric
+    seat.py            a place for a process: a network namespace and a cgroup
+    usage.py           what processes used: CPU by cgroup, memory by process
+    authority.py       certificates for the Envoy pairs, with SPIFFE names, as a mesh would issue them
+    envoy.py           Envoy's configuration (pure) and its process
+    columns.py         what is compared: prepare → where the client runs, what it dials, what to account
+    figures.py         what is measured, and medians of ratios (pure)
+    rounds.py          interleaved rounds: every column's turn at a figure comes right after the other columns'
+    report.py          the table for people, JSON for programs
+    command.py         `gossamer bench tunnel`
+
+All columns have the same shape: client pod – node – fabric – node – server pod, over the same kind of veth, routed the
+same way. The columns without a mesh share one pair of pods; docs/benchmarks.md says what that means and how to read the
+figures. Nothing here is a test of speed: a run fails when bytes are wrong or take another way than the column says.
+"""
+
+from deploy.bench.command import register
+
+__all__ = ["register"]

@@ -1,0 +1,136 @@
+"""`gossamer bench tunnel`: read the options, run, report. Exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deploy.bench import report, rounds
+from deploy.bench.columns import COLUMNS, Column
+from deploy.bench.fault import BenchError
+from deploy.bench.figures import figures
+from deploy.bench.rounds import Outcome, Plan
+from deploy.lab.fault import LabError
+
+
+def register(subparsers: Any) -> None:
+    """Add `bench` to the command line; the parsed arguments' `run` takes them and returns the exit status."""
+    bench = subparsers.add_parser("bench", help="measure what the mesh costs on this machine")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
+    tunnel = kinds.add_parser(
+        "tunnel",
+        help="cross-node traffic: nothing, our tunnel, Envoy",
+        description="Cross-node TCP with nothing attached, beside and inside the mesh, and through pairs of Envoys, in "
+        "interleaved rounds. Needs root. Figures are ratios within this run: a shared machine shifts all columns.",
+    )
+    names = [column.name for column in COLUMNS]
+    tunnel.add_argument("--columns", type=_columns, default=COLUMNS, metavar="A,B,…", help=f"of {', '.join(names)}")
+    tunnel.add_argument("--baseline", choices=names, help="column that ratios refer to (default: the first)")
+    tunnel.add_argument("--rounds", type=_count, help="interleaved rounds (default 5; 2 with --quick)")
+    tunnel.add_argument("--seconds", type=_seconds, help="per measurement (default 2; 0.5 with --quick)")
+    tunnel.add_argument("--threads", type=_count, default=1, help="data-path threads of every proxy (default 1)")
+    tunnel.add_argument("--connections", type=_counts, default=(1, 16, 64), metavar="N,…", help="of the echo (1,16,64)")
+    tunnel.add_argument("--sizes", type=_counts, metavar="BYTES,…", help="of the echo's messages (100,4096)")
+    tunnel.add_argument("--streams", type=_counts, default=(1,), metavar="N,…", help="bulk streams at a time (1)")
+    tunnel.add_argument("--callers", type=_count, default=4, help="threads that open new connections (4)")
+    tunnel.add_argument("--held", type=_count, default=64, help="connections to read memory with (64)")
+    tunnel.add_argument("--quick", action="store_true", help="a first impression in about a minute: 100 bytes only")
+    tunnel.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    tunnel.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a plan and print its outcome; progress goes to stderr."""
+    errors = Console(stderr=True)
+    if os.geteuid() != 0:
+        errors.print("gossamer bench: needs root: it makes network namespaces; run it with sudo")
+        return 2
+    plan = plan_of(arguments)
+    if plan.baseline not in [column.name for column in plan.columns]:
+        errors.print(f"gossamer bench: --baseline {plan.baseline} is not one of the columns that are run")
+        return 2
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        outcome = _measure(plan, errors)
+    except (BenchError, LabError, OSError) as error:
+        errors.print(f"gossamer bench: {error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        errors.print("gossamer bench: stopped; everything is removed")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if arguments.output == "json":
+        json.dump(report.document(outcome), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        report.show(outcome, Console())
+    return 0
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The plan that the options ask for. Pure."""
+    quick = arguments.quick
+    sizes = arguments.sizes or ((100,) if quick else (100, 4096))
+    return Plan(
+        columns=arguments.columns,
+        figures=tuple(figures(sizes, arguments.connections, arguments.streams, arguments.callers)),
+        baseline=arguments.baseline or arguments.columns[0].name,
+        rounds=arguments.rounds or (2 if quick else 5),
+        seconds=arguments.seconds or (0.5 if quick else 2.0),
+        threads=arguments.threads,
+        held=arguments.held,
+    )
+
+
+def _measure(plan: Plan, console: Console) -> Outcome:
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=console, transient=True) as progress:
+        task = progress.add_task("preparing", total=plan.steps)
+
+        def step(what: str) -> None:
+            # Described before it happens, counted when the next begins.
+            progress.update(task, description=what, advance=1)
+
+        return rounds.measure(plan, os.getpid(), step)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    known = {column.name: column for column in COLUMNS}
+    wanted = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in wanted if word not in known]
+    if unknown or not wanted:
+        raise argparse.ArgumentTypeError(f"{text!r}: columns are {', '.join(known)}")
+    return tuple(known[word] for word in dict.fromkeys(wanted))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_count(word) for word in text.split(",")))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.01 to 600")
+    return value

@@ -1,0 +1,104 @@
+"""Where the benchmark runs: two nodes on a fabric, pods behind them, made by the very functions that make a lab's.
+
+    client pod – node1 – fabric – node2 – server pod          namespaces gsm-bench<pid>-…, cgroups gossamer-bench<pid>/…
+
+There is no kubelet, no kube-proxy and no DNS here: they would cost every column the same and tell nothing. A ground is
+named after the benchmark's pid, so that one that was killed is recognised, and removed, by the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.bench.seat import Seat
+from deploy.lab import cgroup, fabric
+from deploy.lab.layout import NETNS, Layout, cgroup_root
+
+NODES = ("node1", "node2")
+_NAME = re.compile(r"(?:gsm|gossamer)-bench(\d+)(?:-.*)?")
+# Thousands of short connections from one address to one port: ports wait a second for reuse instead of a minute.
+_SETTINGS = {"net/ipv4/tcp_tw_reuse": "1", "net/ipv4/ip_local_port_range": "16384 65000"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A client pod on the first node, a server pod on the second."""
+
+    client: Seat
+    server: Seat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """Two nodes that are up; pairs of pods are added to them."""
+
+    layout: Layout
+    nodes: tuple[fabric.Machine, fabric.Machine]
+
+    def pair(self, name: str, *, cgroups: tuple[Path, Path] | None = None) -> Pair:
+        """Make a client and a server pod. Without `cgroups` they sit outside the nodes' cgroups: nothing attached."""
+        number = sum(1 for entry in NETNS.iterdir() if entry.name.startswith(f"{self.layout.netns_prefix}pod-client"))
+        seats = []
+        for index, (role, node) in enumerate(zip(("client", "server"), self.nodes, strict=True)):
+            pod = f"{role}-{name}"
+            v4, v6 = (
+                str(self.layout.node_pods4(index)[2 + number]),
+                str(self.layout.node_pods6(index)[2 + number]),
+            )
+            fabric.make_pod(self.layout, "bench", pod, node, (v4, v6))
+            group = cgroups[index] if cgroups else self.layout.cgroup / "outside" / pod
+            seat = Seat(netns=NETNS / self.layout.pod_netns("bench", pod), cgroup=group, address=v4)
+            for setting, value in _SETTINGS.items():
+                seat.set(setting, value)
+            seats.append(seat)
+        return Pair(client=seats[0], server=seats[1])
+
+
+@contextmanager
+def ground(number: int) -> Iterator[Ground]:
+    """Make the ground (number: this process' pid), and leave nothing of it, nor of earlier ones that were killed."""
+    for dead in sorted(_left_behind()):
+        remove(Layout(name=f"bench{dead}"))
+    layout = Layout(name=f"bench{number}", slot=59)
+    try:
+        layout.cgroup.mkdir()
+        fabric.make_fabric(layout)
+        nodes = tuple(_node(layout, index, name) for index, name in enumerate(NODES))
+        for node in nodes:
+            fabric.make_machine(layout, node)
+        for node in nodes:
+            fabric.set_routes(layout, node, nodes)
+        yield Ground(layout=layout, nodes=(nodes[0], nodes[1]))
+    finally:
+        remove(layout)
+
+
+def _node(layout: Layout, index: int, name: str) -> fabric.Machine:
+    v4, v6 = layout.node_addresses(index)
+    return fabric.Machine(
+        name=name,
+        netns=layout.node_netns(name),
+        address4=v4,
+        address6=v6,
+        pods4=str(layout.node_pods4(index)),
+        pods6=str(layout.node_pods6(index)),
+    )
+
+
+def remove(layout: Layout) -> None:
+    """End every process of a ground and remove its cgroups and namespaces; repeatable."""
+    cgroup.kill(layout.cgroup)
+    cgroup.remove(layout.cgroup)
+    for name in fabric.leftovers(layout):
+        fabric.remove(name)
+
+
+def _left_behind() -> set[int]:
+    """Numbers of grounds whose benchmark no longer lives."""
+    names = [entry.name for directory in (NETNS, cgroup_root()) if directory.exists() for entry in directory.iterdir()]
+    numbers = {int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
+    return {number for number in numbers if not Path(f"/proc/{number}").exists()}

@@ -1,0 +1,91 @@
+"""The load program: compile it when needed, run it, read its answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from deploy.bench.fault import BenchError
+from deploy.bench.seat import Seat
+
+SOURCE = Path(__file__).with_name("load.c")
+CACHE = Path("/var/cache/gossamer/bench")
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
+_SLACK_S = 60.0  # load.c gives up 30 s after its time; this is for one that cannot even do that
+
+
+def compiled(cache: Path = CACHE) -> Path:
+    """The executable, compiled on first use; its name carries the hash of source and flags."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    program = cache / f"load-{digest}"
+    if program.exists():
+        return program
+    cache.mkdir(parents=True, exist_ok=True)
+    fresh = cache / f".{program.name}.{os.getpid()}"
+    try:
+        done = subprocess.run(["gcc", *_FLAGS, "-o", fresh, SOURCE], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise BenchError(
+            "gcc is missing: the load program is compiled on first use; apt-get install gcc libc6-dev"
+        ) from error
+    if done.returncode != 0:
+        raise BenchError(f"gcc refused {SOURCE.name}:\n{done.stderr.strip()}")
+    fresh.replace(program)
+    return program
+
+
+def ask(program: Path, seat: Seat, command: str, host: str, port: int, **options: float) -> dict[str, Any]:
+    """Run one client to its end and return its JSON; BenchError for wrong bytes, a broken or a stuck connection."""
+    argv = [str(program), *words(command, host=host, port=port, **options)]
+    try:
+        done = seat.run(argv, timeout=float(options.get("seconds", 1)) * 1.2 + _SLACK_S)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{' '.join(argv)}: no end after {error.timeout:g} s") from error
+    if done.returncode != 0:
+        kind = "wrong bytes" if done.returncode == 1 else f"failed (exit status {done.returncode})"
+        raise BenchError(f"{kind}: {done.stderr.strip()} [{' '.join(argv[1:])}]")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def serve(program: Path, seat: Seat, port: int) -> subprocess.Popen[str]:
+    """Start the server in a pod and return once it listens."""
+    server = seat.start([str(program), *words("server", port=port)])
+    line = server.stdout.readline() if server.stdout else ""
+    if not line.startswith('{"listening"'):
+        raise BenchError(f"the load server did not start: {server.communicate(timeout=5)[1].strip()}")
+    return server
+
+
+class Held:
+    """Connections that are open, one message behind each, while the block runs; verified once more at its end."""
+
+    def __init__(self, program: Path, seat: Seat, host: str, port: int, connections: int) -> None:
+        self._argv = [str(program), *words("hold", host=host, port=port, connections=connections)]
+        self._seat = seat
+
+    def __enter__(self) -> Held:
+        self._process = self._seat.start(self._argv)
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line.startswith('{"ready"'):
+            raise BenchError(f"cannot hold connections: {self._process.communicate(timeout=5)[1].strip()}")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            _, complaint = self._process.communicate(timeout=_SLACK_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            complaint = f"stuck for {_SLACK_S:g} s"
+        if self._process.returncode != 0 and kind is None:
+            raise BenchError(f"held connections: {complaint.strip()}")
+
+
+def words(command: str, **options: str | float) -> list[str]:
+    """The command line of load.c."""
+    return [command, *(word for name, value in options.items() for word in (f"--{name}", f"{value}"))]
