@@ -116,6 +116,47 @@ def decode_from_controller(data: bytes | str) -> FromController:
         raise ValueError(_TOO_DEEP) from None
 
 
+class _Loose(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
+    """An Update whose resources are not looked at yet."""
+
+    nonce: int
+    upserts: tuple[msgspec.Raw, ...] = ()
+    removes: tuple[str, ...] = ()
+    trust_domain: str = "cluster.local"
+    root_namespace: str = "istio-system"
+
+
+_loose: msgspec.json.Decoder[_Loose] = msgspec.json.Decoder(_Loose)
+_entry: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+
+
+def decode_update(data: bytes | str) -> tuple[Update, dict[str, str]]:
+    """An Update with the resources that decode, and of the others, by `upserts[<index>]`, why they do not: one bad
+    resource does not keep the rest from a node. ValueError if the message itself is none."""
+    try:
+        loose = _loose.decode(data)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    good: list[Entry] = []
+    errors: dict[str, str] = {}
+    for index, raw in enumerate(loose.upserts):
+        try:
+            found = _entry.decode(raw)
+            found.resource  # noqa: B018  # exactly one of the kinds
+        except (ValueError, RecursionError) as error:
+            errors[f"upserts[{index}]"] = str(error) or _TOO_DEEP
+        else:
+            good.append(found)
+    update = Update(
+        nonce=loose.nonce,
+        upserts=tuple(good),
+        removes=loose.removes,
+        trust_domain=loose.trust_domain,
+        root_namespace=loose.root_namespace,
+    )
+    return update, errors
+
+
 def entry(resource: Resource) -> Entry:
     """Wrap a resource with the hash of its content."""
     digest = hashlib.blake2b(_encoder.encode(resource), digest_size=12).hexdigest()

@@ -1,0 +1,79 @@
+"""`python -m ztunnel`: start the node agent. See `--help`, and ztunnel.config for the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import bpf
+from ztunnel.agent import Agent, prepare_run_directory
+from ztunnel.config import Config, parse
+from ztunnel.engine import PythonEngine, ensure_openssl_conf
+
+log = logging.getLogger("ztunnel")
+
+_FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"
+
+
+def main() -> int:
+    ensure_openssl_conf()
+    config = parse(sys.argv[1:], os.environ)
+    level = logging.WARNING if config.log_level == "warn" else logging.getLevelName(config.log_level.upper())
+    logging.basicConfig(level=level, format=_FORMAT, stream=sys.stderr)
+    # Its line per message would bury the agent's own.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    try:
+        prepare_run_directory(config.run)
+        kernel = bpf.Kernel.open(
+            config.bpf, cgroup=config.cgroup, agent_cgroup=config.agent_cgroup, kubelet_cgroup=config.kubelet_cgroup
+        )
+    except (OSError, bpf.KernelError) as error:
+        log.error("%s", error)
+        return 1
+    if config.unload:
+        kernel.unload()
+        return 0
+    try:
+        asyncio.run(_serve(config, kernel))
+    finally:
+        kernel.close()
+    return 0
+
+
+async def _serve(config: Config, kernel: bpf.Kernel) -> None:
+    agent = Agent(config, kernel, PythonEngine, version=_version())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _once_then_exit(agent.stop, number))
+    await agent.run()
+
+
+def _once_then_exit(stop: Callable[[], None], number: int) -> Callable[[], None]:
+    """The first signal begins to drain, a second one does not wait for it."""
+    asked = False
+
+    def handle() -> None:
+        nonlocal asked
+        if asked:
+            log.warning("%s again: not waiting for open connections", signal.Signals(number).name)
+            os._exit(1)
+        asked = True
+        stop()
+
+    return handle
+
+
+def _version() -> str:
+    try:
+        return version("gossamer-mesh")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

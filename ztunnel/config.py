@@ -1,0 +1,104 @@
+"""The agent's settings: arguments of `python -m ztunnel`, and the few that Kubernetes gives through the environment."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.model import canonical_ip
+
+_DRAIN_SECONDS = 5.0
+LEVELS = ("debug", "info", "warn", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    node: str
+    node_ip: str
+    pods: Path
+    run: Path
+    bpf: Path
+    cgroup: Path
+    controller: str
+    root: Path
+    token: Path
+    log_level: str = "info"
+    drain_seconds: float = _DRAIN_SECONDS
+    unload: bool = False
+
+    @property
+    def agent_cgroup(self) -> Path:
+        return self.cgroup / "agent"
+
+    @property
+    def kubelet_cgroup(self) -> Path:
+        return self.cgroup / "kubelet"
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Exits with a usage message if the arguments are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ztunnel",
+        description="The node agent: captures the connections of this node's enrolled pods and carries them through "
+        "mutual-TLS tunnels. Runs in the node's network namespace, as root, in the cgroup CGROUP/agent.",
+    )
+    add = parser.add_argument
+    add("--node", required=True, help="name of this node, as in spec.nodeName")
+    add("--node-ip", required=True, type=_ip, help="address of this node")
+    add("--pods", required=True, type=Path, help="directory with one <metadata.uid>.json per pod of this node")
+    add("--run", required=True, type=Path, help="directory of the agent alone: admin.sock, snapshot.json")
+    add("--bpf", required=True, type=Path, help="directory on a bpf filesystem, for pins")
+    add("--cgroup", required=True, type=Path, help="cgroup v2 directory with the children agent, kubelet, pods")
+    add("--controller", required=True, type=_host_port, help="HOST:PORT of the controller")
+    add("--root", required=True, type=Path, help="PEM file of the controller's root certificate")
+    add("--token", required=True, type=Path, help="file with this node's bootstrap token")
+    add("--log-level", default="info", choices=LEVELS, help="default: %(default)s")
+    add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
+    try:
+        drain = drain_seconds(environment)
+    except ValueError as error:
+        parser.error(str(error))
+    return Config(**vars(parser.parse_args(arguments)), drain_seconds=drain)
+
+
+def drain_seconds(environment: Mapping[str, str]) -> float:
+    """How long open connections may go on after SIGTERM (istio-facts §1.10): CONNECTION_TERMINATION_DEADLINE, else
+    TERMINATION_GRACE_PERIOD_SECONDS minus 5 (minus 1 if it is 10 or less), else 5. ValueError names the variable."""
+    explicit = _seconds(environment, "CONNECTION_TERMINATION_DEADLINE")
+    if explicit is not None:
+        return explicit
+    grace = _seconds(environment, "TERMINATION_GRACE_PERIOD_SECONDS")
+    if grace is None:
+        return _DRAIN_SECONDS
+    return max(0.0, grace - (1.0 if grace <= 10 else 5.0))
+
+
+def _seconds(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise ValueError(f"environment variable {name}: {text!r} is not a number of seconds up to a day")
+    return seconds
+
+
+def _ip(text: str) -> str:
+    try:
+        return canonical_ip(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _host_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address stands in brackets: [{host}]:{port}")
+    return text

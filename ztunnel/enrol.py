@@ -1,0 +1,393 @@
+"""Enrolment: makes the kernel side and the engine of each pod what its record and its workload ask for.
+
+`step` is pure and says what one pod needs next; `Pod` carries it out, one step at a time, in a task of its own, so
+that a pod that fails or hangs is retried alone. A pod enters with a certificate in hand and its listeners up before
+the controller hears of it; only then do peers use its tunnel. Pods that an earlier agent left pinned are adopted:
+they are captured already, so they are served at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from mesh.control import PodStatus, Redirection
+from mesh.identity import SpiffeId
+from mesh.model import NetworkMode, Workload
+from mesh.snapshot import Snapshot
+from ztunnel import older
+from ztunnel.older import OlderConnection
+from ztunnel.orders import Credentials, Engine, Listeners
+from ztunnel.pods import PodRecord
+
+log = logging.getLogger(__name__)
+
+_RETRY_FIRST = 0.5
+_RETRY_LIMIT = 30.0
+# Connections that the hooks redirected just before they were detached are still to be accepted.
+_LEAVE_SECONDS = 0.5
+
+
+class Capture(Protocol):
+    """What enrolment needs of the kernel side (implemented by `bpf.Kernel`)."""
+
+    def enrol(self, instance: str, netns_fd: int, addresses: Sequence[str], listeners: Listeners) -> None: ...
+    def unenrol(self, instance: str) -> None: ...
+
+
+class Credentialed(Protocol):
+    """What enrolment needs of the certificates."""
+
+    def want(self, identity: SpiffeId) -> None: ...
+    def release(self, identity: SpiffeId) -> None: ...
+    def current(self, identity: SpiffeId) -> Credentials | None: ...
+    def error(self, identity: SpiffeId) -> str: ...
+
+
+class Reporting(Protocol):
+    """What enrolment needs of the stream to the controller."""
+
+    def report(self, status: PodStatus) -> None: ...
+    def forget(self, instance: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all pods of a node share."""
+
+    kernel: Capture
+    engine: Engine
+    certificates: Credentialed
+    reporting: Reporting
+    snapshot: Callable[[], Snapshot]
+    own_netns: int  # inode of the node's network namespace: a pod in it is host-network, whatever its record says
+
+
+class Step(Enum):
+    REST = auto()
+    ENTER = auto()
+    AWAIT_CERTIFICATE = auto()
+    LEAVE = auto()
+    REENTER = auto()
+    GO = auto()  # the pod was deleted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What an enrolment was made for; another one is another enrolment."""
+
+    record: PodRecord
+    identity: SpiffeId
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: PodRecord, workload: Workload) -> Shape:
+        return cls(record=record, identity=workload.identity, addresses=workload.addresses)
+
+
+def step(
+    record: PodRecord | None,
+    workload: Workload | None,
+    *,
+    inside: Shape | None,
+    adopted: bool,
+    certified: bool,
+) -> Step:
+    """What one pod needs next. `inside`: what it is enrolled as, `adopted`: an earlier agent enrolled it and this one
+    has not yet taken over, `certified`: there is a certificate for its identity."""
+    if record is None:
+        return Step.GO
+    if workload is None:
+        return Step.REST  # enrolled or not, it stays so: nothing is opened for want of knowledge
+    if not workload.capture or workload.network_mode is NetworkMode.HOST_NETWORK:
+        return Step.LEAVE if inside is not None or adopted else Step.REST
+    if not workload.addresses:
+        return Step.REST
+    shape = Shape.of(record, workload)
+    if inside == shape:
+        return Step.REST
+    if inside is not None:
+        return Step.REENTER
+    return Step.ENTER if certified or adopted else Step.AWAIT_CERTIFICATE
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pod:
+    """One pod of this node; `redirection` and `error` are what the controller is told."""
+
+    around: Surroundings
+    record: PodRecord | None
+    instance: str
+    namespace: str
+    name: str
+    adopted: bool = False
+    redirection: Redirection = Redirection.DISABLED
+    error: str = ""
+    older: tuple[OlderConnection, ...] = ()
+    _inside: Shape | None = None
+    _wanted: SpiffeId | None = None
+    _netns: int = -1
+    _attempts: int = 0
+    _judged: int = -1  # version of the snapshot under which older connections were judged
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def workload(self) -> Workload | None:
+        return self.around.snapshot().workload_of_pod(self.instance, self.namespace, self.name)
+
+    @property
+    def identity(self) -> SpiffeId | None:
+        """The identity it is enrolled as."""
+        return self._inside.identity if self._inside is not None else None
+
+    @property
+    def serving(self) -> bool:
+        return self._inside is not None
+
+    def wake(self) -> None:
+        """Something it depends on has changed."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Follow what is asked for until the pod is deleted; its failures are its own."""
+        while True:
+            self._changed.clear()
+            try:
+                if await self._advance():
+                    return
+                self._attempts = 0
+                timeout = None
+            except Exception as error:
+                self._attempts += 1
+                timeout = min(_RETRY_LIMIT, _RETRY_FIRST * 2.0 ** min(self._attempts - 1, 10))
+                redirection = Redirection.ENABLED if self.serving else Redirection.PENDING
+                self._tell(redirection, f"{type(error).__name__}: {error}")
+                log.warning(
+                    "pod %s/%s is not as it should be (attempt %d, again in %.1f s): %s",
+                    self.namespace,
+                    self.name,
+                    self._attempts,
+                    timeout,
+                    error,
+                    exc_info=not isinstance(error, OSError),
+                )
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _advance(self) -> bool:
+        """Steps until there is nothing left to do; True: the pod is gone."""
+        while True:
+            workload = self.workload
+            self._want(workload)
+            match step(
+                self.record,
+                workload,
+                inside=self._inside,
+                adopted=self.adopted,
+                certified=self._wanted is not None and self.around.certificates.current(self._wanted) is not None,
+            ):
+                case Step.GO:
+                    self._go()
+                    return True
+                case Step.LEAVE:
+                    await self._leave()
+                case Step.REENTER:
+                    self._drop()
+                case Step.ENTER:
+                    assert workload is not None
+                    await self._enter(workload)
+                case Step.AWAIT_CERTIFICATE:
+                    assert self._wanted is not None
+                    why = self.around.certificates.error(self._wanted)
+                    self._tell(Redirection.PENDING, f"no certificate for {self._wanted} yet{why and ': ' + why}")
+                    return False
+                case Step.REST:
+                    await self._judge_older(workload)
+                    return False
+
+    def _want(self, workload: Workload | None) -> None:
+        """Hold a claim to the certificate of the identity the pod is, or shall be, enrolled as."""
+        if self.record is None or (workload is not None and not workload.capture):
+            identity = None
+        elif workload is None:
+            identity = self._wanted
+        else:
+            identity = workload.identity
+        if identity == self._wanted:
+            return
+        if identity is not None:
+            self.around.certificates.want(identity)
+        if self._wanted is not None:
+            self.around.certificates.release(self._wanted)
+        self._wanted = identity
+
+    async def _enter(self, workload: Workload) -> None:
+        record, around = self.record, self.around
+        assert record is not None
+        shape = Shape.of(record, workload)
+        self._close_netns()
+        self._netns = os.open(record.netns, os.O_RDONLY | os.O_CLOEXEC)
+        if os.fstat(self._netns).st_ino == around.own_netns:
+            raise ValueError(f"{record.netns} is the node's own network namespace; host-network pods are not enrolled")
+        listeners = around.engine.add_pod(self.instance, self._netns, workload.trust_domain, shape.addresses)
+        try:
+            credentials = around.certificates.current(shape.identity)
+            if credentials is not None:
+                around.engine.set_credentials(self.instance, credentials)
+            around.kernel.enrol(self.instance, self._netns, shape.addresses, listeners)
+            # Before the engine makes sockets of its own in there.
+            self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns))
+            around.engine.start_pod(self.instance)
+        except BaseException:
+            self._undo()
+            raise
+        self._inside, self.adopted, self._judged = shape, False, -1
+        self._tell(Redirection.ENABLED, "", workload)
+        log.info("pod %s/%s is enrolled as %s", self.namespace, self.name, shape.identity)
+
+    def _undo(self) -> None:
+        """A half-made enrolment: out of the kernel first, so that nothing is steered to listeners that are gone. One
+        that was adopted stays captured: closed, until it succeeds."""
+        if not self.adopted:
+            try:
+                self.around.kernel.unenrol(self.instance)
+            except OSError as error:
+                log.error("pod %s/%s stays captured, without service: %s", self.namespace, self.name, error)
+                self.adopted = True
+        self.around.engine.remove_pod(self.instance)
+
+    async def _leave(self) -> None:
+        """Un-enrol a pod that lives on. What is open goes on; the kernel keeps what those sockets need."""
+        served = self._inside is not None
+        self.around.kernel.unenrol(self.instance)
+        self._inside, self.adopted, self.older = None, False, ()
+        self._tell(Redirection.DISABLED, "")
+        log.info("pod %s/%s is no longer enrolled", self.namespace, self.name)
+        if served:
+            try:
+                await asyncio.sleep(_LEAVE_SECONDS)
+            finally:
+                self.around.engine.remove_pod(self.instance, listeners_only=True)
+
+    def _drop(self) -> None:
+        """Identity, addresses or netns have changed: begin anew, closed meanwhile."""
+        self.around.engine.remove_pod(self.instance)
+        self._inside, self.adopted = None, True
+
+    def _go(self) -> None:
+        self.around.engine.remove_pod(self.instance)
+        try:
+            self.around.kernel.unenrol(self.instance)
+        except OSError as error:
+            log.warning(
+                "pod %s/%s: what the kernel held of it could not be removed: %s", self.namespace, self.name, error
+            )
+        self._close_netns()
+        self._inside = None
+        self.around.reporting.forget(self.instance)
+        log.info("pod %s/%s is gone", self.namespace, self.name)
+
+    async def _judge_older(self, workload: Workload | None) -> None:
+        """Close what policy forbids of the connections that are older than the enrolment, once per snapshot."""
+        snapshot = self.around.snapshot()
+        if not self.older or workload is None or self._inside is None or snapshot.version == self._judged:
+            return
+        self._judged = snapshot.version
+        present = await asyncio.to_thread(older.still_open, self.older, self._netns)
+        condemned = older.forbidden(snapshot, workload, present)
+        for connection, why in condemned:
+            log.info(
+                "pod %s/%s: connection from %s to %s is older than the enrolment and not permitted: %s; closed",
+                self.namespace,
+                self.name,
+                connection.remote,
+                connection.local,
+                why,
+            )
+        if condemned:
+            await asyncio.to_thread(older.destroy, self._netns, [c for c, _ in condemned])
+        closed = {c.id for c, _ in condemned}
+        self.older = tuple(c for c in present if c.id not in closed)
+
+    def _tell(self, redirection: Redirection, error: str, workload: Workload | None = None) -> None:
+        self.redirection, self.error = redirection, error
+        if redirection is Redirection.PENDING and self.adopted:
+            return  # peers must not fall back to plaintext because an agent is still coming up
+        found = workload or self.workload
+        if found is None:
+            return
+        status = PodStatus(uid=found.uid, instance=self.instance, redirection=redirection, error=error)
+        self.around.reporting.report(status)
+
+    def _close_netns(self) -> None:
+        if self._netns >= 0:
+            os.close(self._netns)
+            self._netns = -1
+
+    def stop(self) -> None:
+        """The agent stops: let go of what only this process holds; the kernel side stays, closed."""
+        self._close_netns()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pods:
+    """All pods of this node, each with its own task."""
+
+    around: Surroundings
+    spawn: Callable[[Awaitable[None], str], object]
+    by_instance: dict[str, Pod] = field(default_factory=dict)
+
+    def update(self, records: Mapping[str, PodRecord], adopted: frozenset[str] = frozenset()) -> None:
+        """The records as they are now; `adopted` are those pinned before this agent began."""
+        for instance, record in records.items():
+            pod = self.by_instance.get(instance)
+            if pod is None:
+                self._begin(instance, record, instance in adopted)
+            elif pod.record != record:
+                pod.record = record
+                pod.wake()
+        for instance, pod in self.by_instance.items():
+            if instance not in records and pod.record is not None:
+                pod.record = None
+                pod.wake()
+
+    def wake(self) -> None:
+        for pod in self.by_instance.values():
+            pod.wake()
+
+    def certified(self, credentials: Credentials) -> None:
+        """A certificate came or was renewed."""
+        for pod in self.by_instance.values():
+            if pod.identity == credentials.identity:
+                try:
+                    self.around.engine.set_credentials(pod.instance, credentials)
+                except ValueError as error:
+                    log.error("pod %s/%s keeps its certificate: %s", pod.namespace, pod.name, error)
+            pod.wake()
+
+    def _begin(self, instance: str, record: PodRecord, adopted: bool) -> None:
+        pod = Pod(
+            around=self.around,
+            record=record,
+            instance=instance,
+            namespace=record.namespace,
+            name=record.name,
+            adopted=adopted,
+        )
+        self.by_instance[instance] = pod
+        self.spawn(self._run(pod), f"pod {record.namespace}/{record.name}")
+
+    async def _run(self, pod: Pod) -> None:
+        try:
+            await pod.run()
+        finally:
+            pod.stop()
+            del self.by_instance[pod.instance]

@@ -1,0 +1,179 @@
+"""The delta stream from the controller: Hello with what is held, Update applied, Ack or Nack, PodStatus.
+
+Tightening goes before loosening by construction: an Update becomes one snapshot, `apply` swaps it in whole and closes
+what lost its permission before anything else runs on the loop, and only then is it acknowledged. No decision ever
+sees half of an Update, so no order of its parts can open what the whole forbids.
+
+While the controller is away the last snapshot goes on serving, and a copy on disk carries it over a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+
+from mesh.control import Ack, Hello, Nack, PodStatus, decode_update, encode
+from ztunnel.holdings import Holdings, load, store
+from ztunnel.uplink import Refusal, Uplink
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST = 0.2
+_BACKOFF_LIMIT = 15.0
+_STABLE = 10.0  # seconds; a stream that lasted as long was no failure
+_STORE_INTERVAL = 1.0
+VERSION = "1"
+
+
+class Rng(Protocol):
+    """What is needed of random.Random."""
+
+    def random(self) -> float: ...
+
+
+class Gibberish(Exception):
+    """The controller said something that is no message of mesh.control; the stream is begun anew."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Sync:
+    """One node's end of the stream. `apply` gets each new Holdings, `joined` is called after each Hello."""
+
+    uplink: Uplink
+    copy: Path
+    apply: Callable[[Holdings], None]
+    joined: Callable[[], None]
+    rng: Rng
+    holdings: Holdings = field(default_factory=Holdings)
+    connected: bool = False
+    synced: bool = False  # a first Update has been applied since the agent started
+    error: str = ""
+    _statuses: dict[str, PodStatus] = field(default_factory=dict)  # by instance: the latest of each
+    _unsent: dict[str, PodStatus] = field(default_factory=dict)
+    _outgoing: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def address(self) -> str:
+        return self.uplink.address
+
+    def restore(self) -> bool:
+        """Begin with the copy on disk, if there is one."""
+        found = load(self.copy)
+        if found is None:
+            return False
+        self.holdings = found
+        self.apply(found)
+        return True
+
+    def report(self, status: PodStatus) -> None:
+        """Tell the controller of a pod now, and again after each reconnection."""
+        if self._statuses.get(status.instance) == status:
+            return
+        self._statuses[status.instance] = self._unsent[status.instance] = status
+        self._outgoing.set()
+
+    def forget(self, instance: str) -> None:
+        """The pod is gone; the controller hears it from the pod's own source."""
+        self._statuses.pop(instance, None)
+        self._unsent.pop(instance, None)
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._store_changes(), name="snapshot copy")
+            attempt, clock = 0, asyncio.get_running_loop().time
+            while True:
+                began = clock()
+                try:
+                    await self._converse()
+                except* (OSError, aiohttp.ClientError, TimeoutError, Refusal, Gibberish) as group:
+                    self.error = "; ".join(f"{type(e).__name__}: {e}" for e in _leaves(group))
+                self.connected = False
+                attempt = 1 if clock() - began > _STABLE else attempt + 1
+                seconds = backoff(attempt, self.rng)
+                log.warning("controller %s: %s; again in %.1f s", self.address, self.error or "closed", seconds)
+                await asyncio.sleep(seconds)
+
+    async def _converse(self) -> None:
+        async with self.uplink.stream() as socket:
+            hello = Hello(node=self.uplink.node, version=VERSION, known=self.holdings.hashes)
+            await socket.send_bytes(encode(hello))
+            self.connected, self.error = True, ""
+            log.info("controller %s: connected, %d resources held", self.address, len(hello.known))
+            self._unsent = dict(self._statuses)
+            self._outgoing.set()
+            self.joined()
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(self._send_statuses(socket), name="pod statuses")
+                await self._receive(socket)
+                sending.cancel()
+
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                break
+            await socket.send_bytes(encode(self._answer(message.data)))
+        failure = socket.exception()
+        self.error = str(failure) if failure is not None else f"closed by the controller ({socket.close_code})"
+
+    def _answer(self, data: bytes | str) -> Ack | Nack:
+        try:
+            update, undecodable = decode_update(data)
+        except ValueError as error:
+            raise Gibberish(f"no Update: {error}") from None
+        self.holdings, invalid = self.holdings.after(update)
+        self.apply(self.holdings)
+        self.synced = True
+        self._changed.set()
+        errors = {**undecodable, **invalid}
+        if not errors:
+            return Ack(nonce=update.nonce)
+        for key, why in errors.items():
+            log.error("%s was not applied, its last good state stays: %s", key, why)
+        return Nack(nonce=update.nonce, errors=errors)
+
+    async def _send_statuses(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await self._outgoing.wait()
+            self._outgoing.clear()
+            while self._unsent:
+                status = self._unsent.pop(next(iter(self._unsent)))
+                await socket.send_bytes(encode(status))
+
+    async def _store_changes(self) -> None:
+        """At most one write a second, never on the loop's thread."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self.store()
+            await asyncio.sleep(_STORE_INTERVAL)
+
+    async def store(self) -> None:
+        """Write the copy now; a failure is logged, and costs a restart without controller, nothing else."""
+        holdings = self.holdings
+        try:
+            await asyncio.to_thread(lambda: store(self.copy, holdings.encoded()))
+        except OSError as error:
+            log.error("%s: the snapshot could not be stored: %s", self.copy, error)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def backoff(attempt: int, rng: Rng) -> float:
+    """Seconds before the next attempt: doubling from 0.2 to 15, half of it random, so that a thousand nodes do not come
+    back at once."""
+    seconds: float = min(_BACKOFF_LIMIT, _BACKOFF_FIRST * 2.0 ** min(attempt - 1, 10))
+    return seconds * (0.5 + 0.5 * rng.random())
