@@ -13,7 +13,7 @@ import gzip
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,21 +48,21 @@ class Endpoints:
     stop: Callable[[], None]  # /quitquitquit: start a graceful stop
     ports: Ports = field(default_factory=Ports)
     bound: dict[str, int] = field(default_factory=dict)  # name -> port, once it listens
+    listening: asyncio.Event = field(default_factory=asyncio.Event)  # all of them have, once
 
     async def serve(self) -> None:
         """Serve until cancelled. OSError if the unix socket cannot be made; taken TCP ports are tried again."""
-        admin = web.AppRunner(admin_app(self, writable=True), access_log=None)
+        admin = web.AppRunner(admin_app(self, writable=True), access_log=None, shutdown_timeout=1.0)
         await admin.setup()
         try:
-            with _unix_listener(self.run / "admin.sock") as listener:
-                await web.SockSite(admin, listener).start()
-                async with asyncio.TaskGroup() as tasks:
-                    readable = admin_app(self, writable=False)
-                    tasks.create_task(self._tcp("admin", "127.0.0.1", self.ports.admin, readable))
-                    tasks.create_task(self._tcp("metrics", "", self.ports.metrics, metrics_app(self.scrape)))
-                    tasks.create_task(self._tcp("readiness", "", self.ports.readiness, readiness_app(self.view)))
+            await web.SockSite(admin, _unix_listener(self.run / "admin.sock")).start()
+            async with asyncio.TaskGroup() as tasks:
+                readable = admin_app(self, writable=False)
+                tasks.create_task(self._tcp("admin", "127.0.0.1", self.ports.admin, readable))
+                tasks.create_task(self._tcp("metrics", "", self.ports.metrics, metrics_app(self.scrape)))
+                tasks.create_task(self._tcp("readiness", "", self.ports.readiness, readiness_app(self.view)))
         finally:
-            await admin.cleanup()
+            await admin.cleanup()  # closes the socket too
             (self.run / "admin.sock").unlink(missing_ok=True)
 
     async def _tcp(self, name: str, host: str, port: int, app: web.Application) -> None:
@@ -70,8 +70,14 @@ class Endpoints:
         await runner.setup()
         server = runner.server
         assert server is not None  # set up above
+
+        def bound(actual: int) -> None:
+            self.bound[name] = actual
+            if len(self.bound) == len(fields(self.ports)):
+                self.listening.set()
+
         try:
-            await listen(host, port, server, lambda port: self.bound.update({name: port}))
+            await listen(host, port, server, bound)
         finally:
             self.bound.pop(name, None)
             await runner.cleanup()

@@ -1,0 +1,114 @@
+"""What strangers can do to a listener: wait, and be ended; not keep others out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ztunnel.admin import listener
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+@asynccontextmanager
+async def listening(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[asyncio.Future[int]]:
+    bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(listener.listen(host, port, Echo, bound.set_result))
+    try:
+        yield bound
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def answers(port: int, source: str = "127.0.0.1") -> bool:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+    try:
+        writer.write(b"x")
+        return await asyncio.wait_for(reader.read(1), 20) == b"x"
+    except ConnectionError:
+        return False
+    finally:
+        writer.close()
+
+
+async def silent(port: int, source: str, count: int) -> list[asyncio.StreamWriter]:
+    return [(await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0)))[1] for _ in range(count)]
+
+
+async def test_one_peer_may_hold_so_many_and_does_not_keep_another_out() -> None:
+    async with listening() as bound:
+        port = await bound
+        held = await silent(port, "127.0.0.66", 40)
+        assert not await answers(port, "127.0.0.66")
+        assert await answers(port)
+        held[0].close()
+        await held[0].wait_closed()
+        async with asyncio.timeout(20):
+            while not await answers(port, "127.0.0.66"):  # the listener hears of the close in its own time
+                pass
+        for writer in held:
+            writer.close()
+
+
+async def test_a_connection_has_had_its_time_when_another_wants_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as bound:
+        port = await bound
+        held = await silent(port, "127.0.0.66", listener.PER_PEER)
+        assert not await answers(port, "127.0.0.66")
+        monkeypatch.setattr(listener, "LIFETIME_SECONDS", -1.0)
+        assert await answers(port, "127.0.0.66")
+        for writer in held:
+            writer.close()
+
+
+async def test_ends_its_connections_when_it_ends() -> None:
+    async with listening() as bound:
+        reader, writer = await asyncio.open_connection("127.0.0.1", await bound)
+        writer.write(b"x")
+        assert await reader.read(1) == b"x"
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(1), 20) == b""
+    writer.close()
+
+
+async def test_a_taken_port_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "RETRY_SECONDS", 0.02)
+    warned = asyncio.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.set() if "is another agent" in record.getMessage() else None  # type: ignore[method-assign]
+    logging.getLogger(listener.__name__).addHandler(handler)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            async with listening(port=port) as bound:
+                await asyncio.wait_for(warned.wait(), 20)
+                assert not bound.done()
+                other.close()
+                assert await asyncio.wait_for(bound, 20) == port
+                assert await answers(port)
+    finally:
+        logging.getLogger(listener.__name__).removeHandler(handler)
+
+
+async def test_listens_on_both_families() -> None:
+    async with listening(host="") as bound:
+        port = await bound
+        assert await answers(port)
+        reader, writer = await asyncio.open_connection("::1", port)
+        writer.write(b"x")
+        assert await reader.read(1) == b"x"
+        writer.close()
