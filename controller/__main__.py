@@ -1,0 +1,167 @@
+"""`python -m controller`: reads the source, then serves nodes until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import signal
+import ssl
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from controller import admin, serve
+from controller.ca import AuthorityError, load_or_create
+from controller.log import set_up
+from controller.metrics import Metrics, build_version
+from controller.serve import Server
+from controller.sources.directory import Directory
+from controller.sources.files import Files
+from controller.state import Input, State
+from controller.tokens import Tokens, TokensError
+from controller.translate.settings import Settings
+
+_log = logging.getLogger("controller")
+
+METRICS_PORT = 15014
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Listen:
+        """`host:port`, `[v6]:port`; an empty host is every address."""
+        host, colon, port = text.rpartition(":")
+        if not colon or not port.isdigit() or int(port) > 65535:
+            raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+        return cls(host.strip("[]"), int(port))
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="controller", description="Gossamer's control plane")
+    parser.add_argument("--source", type=Path, required=True, help="directory of YAML files, watched")
+    parser.add_argument("--state", type=Path, required=True, help="directory for ca.key, ca.crt and what must last")
+    parser.add_argument("--listen", type=Listen.parse, default=Listen("", 15012), metavar="HOST:PORT")
+    parser.add_argument("--tokens", type=Path, required=True, help='JSON: {"<node>": "<sha256 hex of its token>"}')
+    parser.add_argument("--run", type=Path, required=True, help="directory for admin.sock")
+    parser.add_argument("--metrics", type=Listen.parse, metavar="HOST:PORT", help=f"default: {METRICS_PORT}, same host")
+    parser.add_argument("--trust-domain", default="cluster.local")
+    parser.add_argument("--cluster", default="Kubernetes")
+    parser.add_argument("--root-namespace", default="istio-system")
+    parser.add_argument("--dns-name", action="append", default=[], help="a name or IP nodes reach us by; repeatable")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser.parse_args(argv)
+
+
+async def run(given: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT. Raises AuthorityError, TokensError or OSError if it cannot start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = Settings(trust_domain=given.trust_domain, cluster_id=given.cluster, root_namespace=given.root_namespace)
+    authority = load_or_create(given.state, trust_domain=given.trust_domain, now=datetime.now(UTC))
+    tokens = Tokens(given.tokens)
+    state = State(settings, Metrics(), given.state / "reports.json")
+    directory = Directory(given.source, Files(), keep=given.state / "last-good")
+    await asyncio.to_thread(directory.scan)
+    _take(directory, state)
+    await state.refresh()
+
+    server = Server(state, authority, tokens)
+    context = serve.tls_context()
+    names = _names(given)
+    async with AsyncExitStack() as stack:
+        serve.load_identity(context, authority, names, given.state)
+        given.run.mkdir(parents=True, exist_ok=True)
+        await _open(stack, server.application(), given.listen, context)
+        stack.push_async_callback(server.stop)  # runs before the listener's own cleanup, which would wait for streams
+        metrics = given.metrics or Listen(given.listen.host, METRICS_PORT)
+        await _open(stack, admin.metrics_application(state), metrics)
+        await _open_socket(stack, admin.status_application(state), given.run / "admin.sock")
+        where = {"listen": f"{given.listen.host}:{given.listen.port}", "objects": len(state.input.objects)}
+        _log.info("ready", extra=where | {"version": build_version()})
+        async with asyncio.TaskGroup() as tasks:
+            forever = [
+                tasks.create_task(_follow(directory, state), name="source"),
+                tasks.create_task(state.run(), name="translate"),
+                tasks.create_task(serve.keep_identity(context, authority, names, given.state), name="identity"),
+            ]
+            await stop.wait()
+            _log.info("stopping")
+            for task in forever:
+                task.cancel()
+
+
+async def _follow(directory: Directory, state: State) -> None:
+    async for _ in directory.changes():
+        _take(directory, state)
+
+
+def _take(directory: Directory, state: State) -> None:
+    """Give the state what the files say; log what is newly refused."""
+    before = {str(error) for error in state.input.refusals}
+    refusals = tuple(directory.files.refusals())
+    for error in refusals:
+        if str(error) not in before:
+            _log.warning("refused", extra={"error": str(error)[:1000]})
+    state.take(Input(objects=directory.files.objects(), files=directory.files.owners(), refusals=refusals))
+
+
+async def _open(stack: AsyncExitStack, app: web.Application, at: Listen, context: ssl.SSLContext | None = None) -> None:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(
+        runner,
+        at.host or None,
+        at.port,
+        ssl_context=context,
+        shutdown_timeout=_GRACE_S,
+    )
+    await site.start()
+
+
+async def _open_socket(stack: AsyncExitStack, app: web.Application, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.UnixSite(runner, str(path)).start()
+    path.chmod(0o600)
+
+
+def _names(given: argparse.Namespace) -> list[str]:
+    """What the controller's certificate says: --dns-name, the address it listens on, loopback."""
+    names = [*given.dns_name, "localhost", "127.0.0.1", "::1"]
+    try:
+        if not ipaddress.ip_address(given.listen.host).is_unspecified:
+            names.append(given.listen.host)
+    except ValueError:
+        if given.listen.host:
+            names.append(given.listen.host)
+    return names
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments(argv)
+    set_up(given.log_level)
+    try:
+        asyncio.run(run(given))
+    except (AuthorityError, TokensError, OSError) as error:
+        _log.error("the controller cannot run", extra={"error": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
