@@ -1,0 +1,258 @@
+"""`gossamer lab …`: the lab's command line.
+
+Exit codes: 0 done; 1 it could not be done (stderr says why and what to do); 2 wrong usage; `exec` passes the
+command's own, and gives 125 if it could not be started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.lab.fault import LabError
+
+_EXIT = "exit codes: 0 done, 1 it could not be done, 2 wrong usage"
+CANNOT_START = 125
+Options = argparse.Namespace
+
+
+def register(subparsers: Any) -> None:
+    """Add `lab` and its subcommands. Each sets `run`, called with the parsed options; it returns the exit code."""
+    parser = subparsers.add_parser(
+        "lab",
+        help="a real multi-node cluster on this machine",
+        description="A cluster on one machine: nodes and pods are network namespaces, pods run real processes.",
+        epilog=f"{_EXIT}; `exec` passes the command's own (125: it could not be started)",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[Options], int], summary: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, epilog=_EXIT)
+        command.add_argument("--name", default="lab", metavar="LAB", help="which lab (default: lab)")
+        command.set_defaults(run=_guarded(run))
+        return command
+
+    up = add("up", _up, "bring up a lab with the objects of Kubernetes YAML files; apply them if it is up")
+    _files(up)
+    up.add_argument("--no-agent", action="store_true", help="without the mesh: no agents, no controller")
+    up.add_argument("--timeout", type=float, default=180.0, metavar="SECONDS", help="to get ready (default: 180)")
+    add("down", _down, "remove every trace of a lab, also after a crash")
+    demo = add("demo", _demo, "bring up bookinfo, show that it works and what is encrypted, leave it running")
+    demo.add_argument("--timeout", type=float, default=180.0, metavar="SECONDS", help="to get ready (default: 180)")
+    apply = add("apply", _apply, "create or change objects in a lab")
+    _files(apply)
+    apply.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="to get ready (default: 120)")
+    apply.add_argument("--no-wait", action="store_true", help="do not wait until everything is ready")
+    _files(add("delete", _delete, "delete objects from a lab, by the files that define them"))
+    label = add("label", _label, "set labels (KEY=VALUE) or remove them (KEY-); running pods are not restarted")
+    _namespace(label)
+    label.add_argument("object", metavar="KIND/NAME", help="for example namespace/default or pod/sleep")
+    label.add_argument("labels", nargs="+", metavar="KEY=VALUE|KEY-")
+    execute = add(
+        "exec", _exec, "run a command in a pod (deploy/NAME: in its first ready pod; node/NAME: beside its pods)"
+    )
+    _target(execute)
+    execute.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments"
+    )
+    status = add("status", _status, "nodes and pods, their identities and enrolment")
+    status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    logs = add("logs", _logs, "what a container wrote (also: node/NAME for its agent, controller)")
+    _target(logs)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until interrupted")
+    logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    for name, run, summary in (
+        ("restart-agent", _restart_agent, "end a node's agent gracefully and start it again"),
+        ("kill-agent", _kill_agent, "SIGKILL a node's agent; it stays away until restart-agent"),
+        ("partition", _partition, "cut a node off the fabric"),
+    ):
+        command = add(name, run, summary)
+        command.add_argument("node", metavar="NODE")
+        if name == "partition":
+            command.add_argument("--heal", action="store_true", help="plug it in again")
+
+
+def _files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f", "--file", action="append", required=True, metavar="FILE", help="YAML; - is stdin; repeatable"
+    )
+
+
+def _namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", default="default", metavar="NS", help="default: default")
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
+    _namespace(parser)
+    parser.add_argument("-c", "--container", metavar="NAME", help="default: the pod's first")
+    parser.add_argument("target", metavar="POD|deploy/NAME|node/NAME")
+
+
+def _guarded(run: Callable[[Options], int]) -> Callable[[Options], int]:
+    def guarded(options: Options) -> int:
+        try:
+            return run(options)
+        except LabError as error:
+            print(f"gossamer lab: {error}", file=sys.stderr)
+            return CANNOT_START if run is _exec else 1
+        except KeyboardInterrupt:
+            return 130
+        except PermissionError as error:
+            print(f"gossamer lab: {error}; the lab needs root (sudo)", file=sys.stderr)
+            return 1
+
+    return guarded
+
+
+def _read(options: Options) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name in options.file:
+        try:
+            texts[name] = sys.stdin.read() if name == "-" else Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    return texts
+
+
+def _up(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+    from deploy.lab.progress import progress
+
+    texts = _read(options)
+    began = time.monotonic()
+    with progress(f"lab {options.name}") as say:
+        lab = Lab(options.name, say=say)
+        lab.up(texts, agent=not options.no_agent, timeout=options.timeout)
+    print(
+        f"lab {options.name}: {len(lab.nodes())} nodes, {len(lab.pods())} pods, ready in {time.monotonic() - began:.1f} s"
+    )
+    return 0
+
+
+def _down(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    there = Lab(options.name).down()
+    print(f"lab {options.name}: {'removed' if there else 'nothing to remove'}")
+    return 0
+
+
+def _demo(options: Options) -> int:
+    from deploy.lab import demo
+
+    return demo.run(options.name, options.timeout)
+
+
+def _apply(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+    from deploy.lab.progress import progress
+
+    with progress(f"lab {options.name}") as say:
+        changed = Lab(options.name, say=say).apply(_read(options), timeout=options.timeout, wait=not options.no_wait)
+    for key in changed:
+        print(key)
+    print(f"{len(changed)} objects changed")
+    return 0
+
+
+def _delete(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+    from deploy.lab.manifest import key_of
+    from deploy.lab.progress import progress
+
+    with progress(f"lab {options.name}") as say:
+        lab = Lab(options.name, say=say)
+        gone = lab.delete(key_of(item) for item in lab.parse(_read(options)))
+    for key in gone:
+        print(f"{key} deleted")
+    return 0
+
+
+def _label(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+    from deploy.lab.manifest import CLUSTER_SCOPED, Key
+
+    lab = Lab(options.name)
+    kind, slash, name = options.object.partition("/")
+    known = {key.kind.lower(): key.kind for key in lab.objects()}
+    if not slash or kind.lower() not in known:
+        raise LabError(f"{options.object!r}: give KIND/NAME; kinds there are: {', '.join(sorted(known))}")
+    kind = known[kind.lower()]
+    labels: dict[str, str | None] = {}
+    for text in options.labels:
+        key, equals, value = text.partition("=")
+        if not equals and not text.endswith("-"):
+            raise LabError(f"{text!r}: give KEY=VALUE to set a label, KEY- to remove it")
+        labels[key if equals else text[:-1]] = value if equals else None
+    lab.label(Key(kind, "" if kind in CLUSTER_SCOPED else options.namespace, name), labels)
+    return 0
+
+
+def _exec(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise LabError("exec: no command; gossamer lab exec POD -- COMMAND")
+    lab = Lab(options.name)
+    argv, env, enter = lab.exec_call(
+        options.target, command, namespace=options.namespace, container_name=options.container
+    )
+    sys.stdout.flush()
+    try:
+        enter()
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        raise LabError(f"{command[0]}: {error.strerror}") from error
+
+
+def _status(options: Options) -> int:
+    from deploy.lab import status
+    from deploy.lab.cluster import Lab
+
+    state = status.collect(Lab(options.name))
+    if options.output == "json":
+        print(json.dumps(state, indent=2))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 180).print(status.tables(state))
+    return 0
+
+
+def _logs(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    path = Lab(options.name).logs(options.target, namespace=options.namespace, container_name=options.container)
+    tail = ["-n", str(options.tail) if options.tail is not None else "+1"]
+    if not path.exists():
+        raise LabError(f"{options.target}: no log yet ({path})")
+    sys.stdout.flush()
+    os.execvp("tail", ["tail", *tail, *(["-F"] if options.follow else []), str(path)])
+
+
+def _restart_agent(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    Lab(options.name).restart_agent(options.node)
+    return 0
+
+
+def _kill_agent(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    Lab(options.name).kill_agent(options.node)
+    return 0
+
+
+def _partition(options: Options) -> int:
+    from deploy.lab.cluster import Lab
+
+    Lab(options.name).partition(options.node, healed=options.heal)
+    return 0
