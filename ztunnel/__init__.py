@@ -1,1 +1,21 @@
-"""The node agent: enrols pods, captures their connections, decides, and carries them through mutual-TLS tunnels."""
+"""The node agent: enrols pods, captures their connections, decides, and carries them through mutual-TLS tunnels.
+
+The deciding side, in the order of a connection:
+
+    orders        the seam: facts from the engine, one order back per connection
+    decider       facts in, orders out, each from one snapshot
+    capture       outbound: what a pod dialled, and where that goes
+    inbound       who asks for a pod, by tunnel or in plaintext, and whether it may
+    headers       baggage, forwarded, traceparent of a CONNECT
+    connections   the live table; every new snapshot re-decides what is open
+    older         connections that a pod had before it was enrolled
+
+What it decides from, and about whom:
+
+    sync          the delta stream from the controller; holdings: what it has brought, and the copy on disk
+    uplink        the way to the controller; certificates: one per identity; csr: asking for them
+    pods          records of this node's pods; step: what one needs next; enrol: doing it
+
+    engine/       the moving side behind the seam · metrics/, access_log, admin/, cli/: seeing it
+    agent         all of it put together; config: its settings; __main__: `python -m ztunnel`
+"""

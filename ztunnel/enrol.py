@@ -1,7 +1,7 @@
 """Enrolment: makes the kernel side and the engine of each pod what its record and its workload ask for.
 
-`step` is pure and says what one pod needs next; `Pod` carries it out, one step at a time, in a task of its own, so
-that a pod that fails or hangs is retried alone. A pod enters with a certificate in hand and its listeners up before
+`ztunnel.step` says what one pod needs next; `Pod` carries it out, one step at a time, in a task of its own, so that a
+pod that fails or hangs is retried alone. A pod enters with a certificate in hand and its listeners up before
 the controller hears of it; only then do peers use its tunnel. Pods that an earlier agent left pinned are adopted:
 they are captured already, so they are served at once.
 """
@@ -13,17 +13,17 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Protocol
 
 from mesh.control import PodStatus, Redirection
 from mesh.identity import SpiffeId
-from mesh.model import NetworkMode, Workload
+from mesh.model import Workload
 from mesh.snapshot import Snapshot
 from ztunnel import older
 from ztunnel.older import OlderConnection
 from ztunnel.orders import Credentials, Engine, Listeners
 from ztunnel.pods import PodRecord
+from ztunnel.step import Shape, Step, step
 
 log = logging.getLogger(__name__)
 
@@ -66,54 +66,6 @@ class Surroundings:
     reporting: Reporting
     snapshot: Callable[[], Snapshot]
     own_netns: int  # inode of the node's network namespace: a pod in it is host-network, whatever its record says
-
-
-class Step(Enum):
-    REST = auto()
-    ENTER = auto()
-    AWAIT_CERTIFICATE = auto()
-    LEAVE = auto()
-    REENTER = auto()
-    GO = auto()  # the pod was deleted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What an enrolment was made for; another one is another enrolment."""
-
-    record: PodRecord
-    identity: SpiffeId
-    addresses: tuple[str, ...]
-
-    @classmethod
-    def of(cls, record: PodRecord, workload: Workload) -> Shape:
-        return cls(record=record, identity=workload.identity, addresses=workload.addresses)
-
-
-def step(
-    record: PodRecord | None,
-    workload: Workload | None,
-    *,
-    inside: Shape | None,
-    adopted: bool,
-    certified: bool,
-) -> Step:
-    """What one pod needs next. `inside`: what it is enrolled as, `adopted`: an earlier agent enrolled it and this one
-    has not yet taken over, `certified`: there is a certificate for its identity."""
-    if record is None:
-        return Step.GO
-    if workload is None:
-        return Step.REST  # enrolled or not, it stays so: nothing is opened for want of knowledge
-    if not workload.capture or workload.network_mode is NetworkMode.HOST_NETWORK:
-        return Step.LEAVE if inside is not None or adopted else Step.REST
-    if not workload.addresses:
-        return Step.REST
-    shape = Shape.of(record, workload)
-    if inside == shape:
-        return Step.REST
-    if inside is not None:
-        return Step.REENTER
-    return Step.ENTER if certified or adopted else Step.AWAIT_CERTIFICATE
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
