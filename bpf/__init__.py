@@ -1,1 +1,32 @@
-"""The kernel side: C in bpf/src, Python beside it (compile, load, pin, layouts, maps)."""
+"""The kernel side: C in bpf/src, Python beside it.
+
+    kernel      Kernel: what the agent uses. Open, enrol pods, steer connections, count, describe
+    programs    which programs there are, where each is attached
+    compile     sources -> artifact, by bcc in a short-lived process (`python -m bpf.compile OUT`)
+    artifact    the compiled programs and map definitions as a file: maps by name, constants by marker
+    load        artifact -> maps and programs in the kernel, without a compiler
+    hooks       attach the programs: to the node's cgroup, to a pod's netns
+    pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
+    registry    which pods are enrolled, and their slots
+    maps        one map: bytes in, bytes out
+    layouts     the structs that C and Python share (bpf/src/layouts.h), and the text of addresses
+    facts       what is loaded and how full it is
+    events      the ring buffer of refusals
+    reasons     writes bpf/src/reason.h from mesh.reason
+    preflight   what this kernel and this process lack, and the cure
+    cgroup, netns, btf, syscall    the kernel's interfaces, one file each
+
+In the kernel a connection meets the sources in this order: connect.c (where to), sockops.c (its life), lookup.c
+(whether it may come in), names.c (what the application sees), accelerate.c (its bytes).
+
+Pins: PIN/enrolled and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout. A netns is
+served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old programs stay
+with old flows until those are gone.
+"""
+
+from bpf.error import PreflightError
+from bpf.kernel import Kernel
+from bpf.layouts import Event
+from bpf.registry import PodSlot
+
+__all__ = ["Event", "Kernel", "PodSlot", "PreflightError"]

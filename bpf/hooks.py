@@ -1,0 +1,84 @@
+"""Attaching the programs of one layout: to the node's cgroup, to a pod's netns, to the maps that call them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpf import load, pin, syscall
+from bpf.artifact import Artifact
+from bpf.cgroup import Cgroup
+from bpf.programs import CGROUP_ORDER, hook
+from bpf.registry import PodSlot
+
+_TRACEPOINT = "sock_recv_length"
+
+
+class Hooks:
+    """`folder` holds the layout's pins, `fds` its maps."""
+
+    __slots__ = ("_artifact", "_fds", "_folder")
+
+    def __init__(self, folder: Path, artifact: Artifact, fds: Mapping[str, int]) -> None:
+        self._folder = folder
+        self._artifact = artifact
+        self._fds = fds
+
+    def attach_cgroup(self, node: Cgroup) -> None:
+        """New programs where links are, new links where there are none."""
+        target = os.open(node.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in CGROUP_ORDER:
+                path = self._folder / f"link_{name}"
+                with self._program(name) as program:
+                    pin.link(path, program=program, target=target, attach=hook(name).attach, same=node.id)
+        finally:
+            os.close(target)
+
+    def attach_netns(self, pod: PodSlot, netns_fd: int) -> None:
+        with self._program("lookup", pod.cookie) as program:
+            inode = os.fstat(netns_fd).st_ino
+            path = self._folder / f"lookup_{pod.slot}"
+            pin.link(path, program=program, target=netns_fd, attach=hook("lookup").attach, same=inode)
+
+    def replace_netns(self, pods: Iterable[PodSlot]) -> None:
+        """New programs for the pods that a former agent enrolled in this layout; their netns need not be at hand."""
+        for pod in pods:
+            link = syscall.open_pin(self._folder / f"lookup_{pod.slot}")
+            if link is None:
+                continue
+            try:
+                if pin.netns_link(link).target:  # else the netns is gone, and with it what was attached
+                    with self._program("lookup", pod.cookie) as program:
+                        syscall.update_link(link, program)
+            finally:
+                os.close(link)
+
+    def attach_acceleration(self, wanted: bool) -> None:
+        """The tracepoint taxes every receive on the machine, so it is attached only when it is wanted."""
+        path = self._folder / "link_received"
+        if not wanted:
+            pin.unlink(path)
+            return
+        with self._program("message") as program:
+            syscall.attach_to_map(program, self._fds["accelerated"], hook("message").attach)
+        with self._program("received") as program:
+            syscall.put_program(self._fds["stages"], 0, program)
+        if path.exists():
+            return  # the link of a raw tracepoint cannot be updated: it is a stub that calls stages[0]
+        with self._program("received_stub") as program:
+            link = syscall.open_tracepoint(_TRACEPOINT, program)
+        try:
+            syscall.pin(link, path)
+        finally:
+            os.close(link)
+
+    @contextmanager
+    def _program(self, name: str, netns: int = 0) -> Iterator[int]:
+        fd = load.new_program(self._artifact, name, self._fds, netns)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -1,0 +1,297 @@
+"""Kernel: the kernel side as the agent uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bpf import compile, netns, pin, preflight, syscall
+from bpf.artifact import Artifact
+from bpf.events import Ring
+from bpf.facts import Description, describe
+from bpf.hooks import Hooks
+from bpf.layouts import (
+    COOKIE,
+    DESTINATION,
+    ENDPOINT,
+    INDEX,
+    KINDS,
+    NOWHERE,
+    PLACE,
+    POD,
+    SETTINGS,
+    is_v4,
+    pack_cidr,
+    pack_ip,
+    pack_tuple,
+    unpack_ip,
+)
+from bpf.maps import Map
+from bpf.registry import DEFINITION as REGISTRY
+from bpf.registry import PodSlot, Registry, free_slot
+from mesh.model import SocketAddress
+from mesh.reason import Reason
+
+QUOTA = 32768  # connections that one pod may have captured at a time
+
+
+class Listeners(Protocol):
+    """File descriptors of listening sockets in the pod's netns; None: the family is not available."""
+
+    @property
+    def outbound4(self) -> int: ...
+    @property
+    def outbound6(self) -> int | None: ...
+    @property
+    def plaintext4(self) -> int: ...
+    @property
+    def plaintext6(self) -> int | None: ...
+    @property
+    def tunnel4(self) -> int: ...
+    @property
+    def tunnel6(self) -> int | None: ...
+
+
+class Kernel:
+    """One node's kernel side. For one thread: the agent's event loop."""
+
+    def __init__(self, pins: Path, artifact: Artifact, maps: Mapping[str, Map], registry: Map) -> None:
+        self._pins = pins
+        self._artifact = artifact
+        self._maps = maps
+        self._registry_map = registry
+        self._registry = Registry(registry)
+        self._folder = pins / artifact.layout
+        self._hooks = Hooks(self._folder, artifact, {name: map.fd for name, map in maps.items()})
+        self._ring: Ring | None = None
+        self._captured, self._announced = maps["captured"], maps["announced"]
+
+    @classmethod
+    def open(
+        cls,
+        pins: Path,
+        *,
+        cgroup: Path,
+        agent_cgroup: Path,
+        kubelet_cgroup: Path | None,
+        cache: Path = compile.CACHE,
+        quota: int = QUOTA,
+        accelerate: int = 0,
+    ) -> Kernel:
+        """Load, or adopt what a former agent left pinned and replace its programs by these, without a gap.
+
+        `pins` is a directory in a bpffs; it is made if need be. PreflightError names what is missing here.
+        Announcements of a former agent are forgotten; its listeners are gone with it, so adopted pods are closed until
+        `set_listeners` or `enrol`.
+        """
+        node, settings = preflight.check(pins, cgroup, agent_cgroup, kubelet_cgroup)
+        artifact = compile.build(cache)
+        pins.mkdir(mode=0o700, exist_ok=True)
+        with pin.locked(pins):
+            registry = pin.adopt_map(pins / "registry", REGISTRY)
+            self = cls(pins, artifact, pin.adopt_maps(pins, artifact), registry)
+            try:
+                self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*settings, quota, 0))
+                for key in self._announced.walk():
+                    self._announced.delete(key)
+                self._hooks.attach_cgroup(node)
+                self._hooks.replace_netns(self.pods().values())
+                self._hooks.attach_acceleration(bool(accelerate))
+                self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*settings, quota, accelerate))
+                self._forget_usage()
+                self._collect()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Let go of the file descriptors; programs, maps and pins stay, and enrolled pods stay captured."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        for map in (*self._maps.values(), self._registry_map):
+            map.close()
+
+    def unload(self) -> None:
+        """Un-enrol everything, detach every program of every layout, remove every pin, and close."""
+        with pin.locked(self._pins):
+            for key in self._maps["enrolled"].walk():
+                self._maps["enrolled"].delete(key)
+            for folder in pin.layouts(self._pins):
+                pin.remove_layout(folder)
+            for path in list(self._pins.iterdir()):
+                path.unlink()
+            self._pins.rmdir()
+        self.close()
+
+    # Pods
+
+    def pods(self) -> dict[str, PodSlot]:
+        """Enrolled pods by instance; after a restart those that the former agent enrolled."""
+        return self._registry.pods()
+
+    def enrol(
+        self, instance: str, netns_fd: int, addresses: Sequence[str], listeners: Listeners | None = None
+    ) -> PodSlot:
+        """Capture a pod: afterwards its new connections go to the listeners, in and out, and nowhere else.
+
+        `addresses` are the pod's own; the first of each family is what getsockname() shows. Nothing is captured before
+        everything is in place; without `listeners` the pod is closed until `set_listeners`. Again for an enrolled pod:
+        addresses, listeners and programs are renewed. ValueError: not a pod's netns, or another pod has it.
+        """
+        packed = [pack_ip(address) for address in addresses]
+        cookie = netns.cookie(netns_fd)
+        if cookie == netns.cookie():
+            raise ValueError(
+                f"pod {instance} is in the node's own network namespace; host-network pods are not enrolled"
+            )
+        with pin.locked(self._pins):
+            pods = self._registry.pods()
+            known = pods.get(instance)
+            if known is not None and known.cookie != cookie:
+                self._remove(known)  # the pod was made again in a new netns
+                del pods[instance]
+            for other in pods.values():
+                if other.cookie == cookie and other.instance != instance:
+                    raise ValueError(
+                        f"pod {instance} has the netns of pod {other.instance}, which is enrolled; un-enrol that first"
+                    )
+            slot = pods[instance].slot if instance in pods else free_slot(pods.values())
+            pod = PodSlot(instance=instance, slot=slot, cookie=cookie, addresses=tuple(addresses))
+            fresh = self._maps["enrolled"].get(COOKIE.pack(cookie)) is None
+            try:
+                self._admit(pod, packed, netns_fd, listeners)
+            except BaseException:
+                if fresh:
+                    self._remove(pod)
+                raise
+        return pod
+
+    def set_listeners(self, slot: int, listeners: Listeners) -> None:
+        """Steer to these listening sockets from now on. A socket that is closed leaves by itself."""
+        kinds = (
+            listeners.outbound4,
+            listeners.outbound6,
+            listeners.plaintext4,
+            listeners.plaintext6,
+            listeners.tunnel4,
+            listeners.tunnel6,
+        )
+        for kind, fd in enumerate(kinds):
+            key = INDEX.pack(slot * KINDS + kind)
+            if fd is None:
+                self._maps["listeners"].delete(key)
+            else:
+                self._maps["listeners"].put(key, COOKIE.pack(fd))
+
+    def unenrol(self, instance: str) -> None:
+        """Stop capturing; unknown instances are ignored. What open sockets see stays true until they close."""
+        with pin.locked(self._pins):
+            pod = self._registry.pods().get(instance)
+            if pod is not None:
+                self._remove(pod)
+
+    def set_bypass(self, cidrs: Iterable[str]) -> None:
+        """Connections to these networks are never captured. ValueError if one is no CIDR, with nothing changed."""
+        wanted = {pack_cidr(cidr) for cidr in cidrs}
+        trie = self._maps["bypass"]
+        for key in set(trie.walk()) - wanted:
+            trie.delete(key)
+        for key in wanted:
+            trie.put(key, INDEX.pack(1))
+
+    # Per connection: ztunnel's Steering
+
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
+        """What was dialled, for a connection accepted by an outbound listener of the netns with this cookie; `local`
+        and `peer` as the accepted socket reports them. Known until that socket closes. None: refuse, nobody recorded
+        it."""
+        found = self._captured.get(pack_tuple(cookie, local, peer))
+        if found is None:
+            return None
+        _, ip, port, _ = DESTINATION.unpack(found)
+        return SocketAddress(unpack_ip(ip), port)
+
+    def announce(self, socket_cookie: int, client: SocketAddress) -> None:
+        """Before connect() of a last-hop socket (its SO_COOKIE): the application shall see `client` as its peer."""
+        self._announced.put(COOKIE.pack(socket_cookie), ENDPOINT.pack(pack_ip(client.ip), client.port))
+
+    def withdraw(self, socket_cookie: int) -> None:
+        """The announced socket was closed before connect(); connect() itself takes the announcement away."""
+        self._announced.delete(COOKIE.pack(socket_cookie))
+
+    # Seeing it
+
+    def counters(self) -> dict[Reason, int]:
+        """Refusals since this layout was first loaded."""
+        found = {}
+        for reason in Reason:
+            if 0 < reason.value < 32:
+                values = self._maps["counters"].get(INDEX.pack(reason.value)) or b""
+                found[reason] = sum(int.from_bytes(values[i : i + 8], "little") for i in range(0, len(values), 8))
+        return found
+
+    def events(self) -> Ring:
+        """The refusals as they happen; `Ring.fd` is readable when `Ring.read` has some. One ring, one reader."""
+        if self._ring is None:
+            map = self._maps["events"]
+            self._ring = Ring(map.fd, map.definition.entries)
+        return self._ring
+
+    def describe(self) -> Description:
+        """Programs, links and the fill of every map, for `gossamer bpf`."""
+        return describe(self._folder, self._maps, [pod.slot for pod in self.pods().values()])
+
+    # Inside
+
+    def _admit(self, pod: PodSlot, packed: Sequence[bytes], netns_fd: int, listeners: Listeners | None) -> None:
+        """Everything in place first; the entry in `enrolled` is the switch of both directions."""
+        maps, cookie = self._maps, COOKIE.pack(pod.cookie)
+        before = self._registry.pods().get(pod.instance)
+        self._registry.put(pod)
+        sources = [next((ip for ip in packed if is_v4(ip) == v4), NOWHERE) for v4 in (True, False)]
+        maps["pods"].put(cookie, POD.pack(pod.slot, 0, *sources))
+        for gone in set(before.addresses if before else ()) - set(pod.addresses):
+            maps["addresses"].delete(PLACE.pack(pod.cookie, pack_ip(gone)))
+        for ip in packed:
+            maps["addresses"].put(PLACE.pack(pod.cookie, ip), INDEX.pack(1))
+        maps["usage"].put(cookie, INDEX.pack(0), syscall.NOEXIST)
+        if listeners is not None:
+            self.set_listeners(pod.slot, listeners)
+        self._hooks.attach_netns(pod, netns_fd)
+        maps["enrolled"].put(cookie, COOKIE.pack(self._artifact.layout_id))
+        for folder in self._other_layouts():
+            pin.unlink(folder / f"lookup_{pod.slot}")
+        self._collect()
+
+    def _remove(self, pod: PodSlot) -> None:
+        maps, cookie = self._maps, COOKIE.pack(pod.cookie)
+        maps["enrolled"].delete(cookie)
+        for folder in (self._folder, *self._other_layouts()):
+            pin.unlink(folder / f"lookup_{pod.slot}")
+        maps["pods"].delete(cookie)
+        for address in pod.addresses:
+            maps["addresses"].delete(PLACE.pack(pod.cookie, pack_ip(address)))
+        for kind in range(KINDS):
+            maps["listeners"].delete(INDEX.pack(pod.slot * KINDS + kind))
+        self._forget_usage()
+        self._registry.remove(pod.instance)
+        self._collect()
+
+    def _forget_usage(self) -> None:
+        """Counts of netns that are not enrolled any more, once the last of their sockets has closed."""
+        for key, held in self._maps["usage"].items():
+            if held == INDEX.pack(0) and self._maps["enrolled"].get(key) is None:
+                self._maps["usage"].delete(key)
+
+    def _other_layouts(self) -> list[Path]:
+        return [folder for folder in pin.layouts(self._pins) if folder != self._folder]
+
+    def _collect(self) -> None:
+        """Old layouts that serve no netns and no open connection any more."""
+        serving = {f"{COOKIE.unpack(layout)[0]:016x}" for _, layout in self._maps["enrolled"].items()}
+        for folder in self._other_layouts():
+            if folder.name not in serving and not pin.holds_connections(folder):
+                pin.remove_layout(folder)

@@ -1,0 +1,90 @@
+/* Acceleration of the loopback leg between application and agent: bytes go from socket to socket. Off unless
+ * settings.accelerate names the direction.
+ *
+ * Order and memory hold because of four rules. A direction is redirected from its first byte or never. One that leaves
+ * redirect stays native for the life of the connection; readers drain redirected messages before the TCP queue. Unread
+ * charge, message overhead included, is bounded by BUDGET. More read than redirected means bytes that nobody counted:
+ * native. */
+
+static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *own, u32 direction) {
+  u32 zero = 0;
+  struct settings *config = settings.lookup(&zero);
+  if (!config || !config->accelerate) return;
+  u64 pointer = (u64)sk;
+  struct meter fresh = {};
+  struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!lane) return;
+  lane->direction = direction;
+  lane->state = LANE_NATIVE;
+  if (consumed.update(&pointer, &fresh) || ends.update(own, &pointer)) return;
+  long error = accelerated.sock_hash_update(s, own, BPF_ANY);
+  if (!error) lane->state = LANE_OPEN;
+  watch_close(s);
+}
+
+/* A closed socket takes its meter with it. Called for every close that is watched; those without a lane pass. */
+static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *sk) {
+  struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
+  if (!lane) return;
+  struct tuple own = {};
+  u64 pointer = (u64)sk;
+  own.netns = bpf_get_netns_cookie(s);
+  from_server(s, &own);
+  u64 *end = ends.lookup(&own);
+  if (end && *end == pointer) ends.delete(&own);
+  consumed.delete(&pointer);
+}
+
+int message(struct sk_msg_md *m) {
+  u32 zero = 0, size = m->size;
+  struct bpf_sock *own = m->sk;
+  struct lane *lane = own ? lanes.sk_storage_get(own, 0, 0) : 0;
+  if (!lane || lane->state == LANE_NATIVE) return SK_PASS;
+  struct settings *config = settings.lookup(&zero);
+  if (!config || !(config->accelerate & lane->direction)) goto native;
+  struct tuple peer = {};
+  peer.netns = bpf_get_netns_cookie(m);
+  if (m->family == AF_INET) {
+    MAP4(peer.local, m->remote_ip4);
+    MAP4(peer.remote, m->local_ip4);
+  } else {
+    COPY6(peer.local, m->remote_ip6);
+    COPY6(peer.remote, m->local_ip6);
+  }
+  peer.local_port = bpf_ntohl(m->remote_port);
+  peer.remote_port = m->local_port;
+  u64 *reader = ends.lookup(&peer);
+  if (!reader) goto native;
+  u64 sk = *reader;
+  if (lane->reader && lane->reader != sk) goto native;
+  lane->reader = sk;
+  struct meter *meter = consumed.lookup(&sk);
+  if (!meter) goto native;
+  u64 read = meter->bytes;
+  if (read > lane->sent) goto native;
+  if (read == lane->sent) lane->charged = 0;
+  if (lane->charged + size + OVERHEAD > BUDGET) goto native;
+  lane->charged += size + OVERHEAD;
+  lane->sent += size;
+  lane->messages++;
+  return accelerated.msg_redirect_hash(m, &peer, BPF_F_INGRESS);
+native:
+  lane->state = LANE_NATIVE;
+  return SK_PASS;
+}
+
+/* Raw tracepoint sock_recv_length (sk, length, flags), since Linux 6.3. Its link cannot be updated, so what is attached is
+ * a stub that calls through a pinned program array. */
+int received(struct bpf_raw_tracepoint_args *ctx) {
+  u64 sk = ctx->args[0];
+  int length = (int)ctx->args[1], flags = (int)ctx->args[2];
+  struct meter *meter = length > 0 ? consumed.lookup(&sk) : 0;
+  if (!meter || flags & (MSG_PEEK | MSG_ERRQUEUE)) return 0;
+  __sync_fetch_and_add(&meter->bytes, length);
+  return 0;
+}
+
+int received_stub(struct bpf_raw_tracepoint_args *ctx) {
+  stages.call(ctx, 0);
+  return 0;
+}

@@ -1,0 +1,135 @@
+/* connect(): the polite half. A pod's connections go to the agent's listener in the pod's own netns, and what was asked
+ * for is remembered with the socket. Inbound enforcement (lookup.c) does not depend on it. */
+
+enum { REFUSE = 0, PASS = 1, CAPTURE = 2 };
+
+static __always_inline int runs_under(u64 cgroup, u32 level) {
+  return cgroup && bpf_get_current_ancestor_cgroup_id(level) == cgroup;
+}
+
+static __always_inline struct asked *remember(struct bpf_sock_addr *ctx, u16 kind) {
+  struct asked *asked = sockets.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (asked) asked->kind = kind;
+  return asked;
+}
+
+static __always_inline int is_own(const struct tuple *to) {
+  struct place place = {};
+  place.netns = to->netns;
+  MOVE6(place.ip, to->local);
+  return addresses.lookup(&place) != 0;
+}
+
+/* The agent's last hop: its SYN passes to the application, which is shown the announced client. */
+static __always_inline int agent_connects(struct bpf_sock_addr *ctx, const struct tuple *to) {
+  u64 cookie = bpf_get_socket_cookie(ctx);
+  struct endpoint *client = announced.lookup(&cookie);
+  if (!client && !is_own(to)) return PASS;
+  struct asked *asked = remember(ctx, LOCAL);
+  if (!asked) {
+    refused(to, MAP_FULL);
+    return REFUSE;
+  }
+  if (client) {
+    asked->kind = LAST_HOP;
+    MOVE6(asked->ip, client->ip);
+    asked->port = client->port;
+    announced.delete(&cookie);
+  }
+  return PASS;
+}
+
+static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple *to) {
+  struct pod *pod = pods.lookup((u64 *)&to->netns);
+  if (!pod || over_quota(to->netns)) {
+    refused(to, MAP_FULL);
+    return REFUSE;
+  }
+  if (ctx->sk->bound_dev_if) {                             /* loopback is not reached through another device */
+    char none[1] = "";
+    if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none))) {
+      refused(to, UNROUTABLE_SOCKET);
+      return REFUSE;
+    }
+  }
+  struct asked *asked = remember(ctx, CAPTURED);
+  if (!asked) {
+    refused(to, MAP_FULL);
+    return REFUSE;
+  }
+  MOVE6(asked->ip, to->local);
+  asked->port = to->local_port;
+  if (is_v4(to->local)) MOVE6(asked->source, pod->source4);
+  else MOVE6(asked->source, pod->source6);
+  return CAPTURE;
+}
+
+static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
+  u32 zero = 0;
+  struct settings *config = settings.lookup(&zero);
+  struct asked *asked = sockets.sk_storage_get(ctx->sk, 0, 0);
+  if (asked) asked->kind = NOTHING;                        /* connect() again, after a failure or a disconnect */
+  if (!config) return PASS;
+  if (runs_under(config->agent, config->agent_level)) return agent_connects(ctx, to);
+  if (!enrolled_in(to->netns)) {
+    if (runs_under(config->kubelet, config->kubelet_level)) remember(ctx, PROBE);
+    return PASS;
+  }
+  u16 port = to->local_port;
+  int own = is_own(to);
+  if (own || is_loopback(to->local)) {
+    if (port == OUTBOUND_PORT || port == PLAINTEXT_PORT || (port == TUNNEL_PORT && !own)) {
+      refused(to, RESERVED_PORT);
+      return REFUSE;
+    }
+    if (own && !remember(ctx, LOCAL)) {
+      refused(to, MAP_FULL);
+      return REFUSE;
+    }
+    return PASS;
+  }
+  struct prefix prefix = {.bits = 128};
+  MOVE6(prefix.ip, to->local);
+  if (bypass.lookup(&prefix)) return PASS;
+  return capture(ctx, to);
+}
+
+/* 127.x.y.z: one address alone would leave a pod 28 k ephemeral ports. Never .0 nor .255, which may be broadcasts. */
+static __always_inline u32 spread4(void) {
+  u32 r = bpf_get_prandom_u32();
+  return bpf_htonl(0x7f000000 | (r & 0xffff00) | (1 + (r >> 24) % 254));
+}
+
+int connect4(struct bpf_sock_addr *ctx) {
+  if (ctx->protocol != IPPROTO_TCP || ctx->type != SOCK_STREAM) return PASS;
+  struct tuple to = {};
+  to.netns = bpf_get_netns_cookie(ctx);
+  MAP4(to.local, ctx->user_ip4);
+  to.local_port = bpf_ntohs((u16)ctx->user_port);
+  int verdict = decide(ctx, &to);
+  if (verdict != CAPTURE) return verdict;
+  ctx->user_ip4 = spread4();
+  ctx->user_port = bpf_htons(OUTBOUND_PORT);
+  return PASS;
+}
+
+int connect6(struct bpf_sock_addr *ctx) {
+  if (ctx->protocol != IPPROTO_TCP || ctx->type != SOCK_STREAM) return PASS;
+  struct tuple to = {};
+  to.netns = bpf_get_netns_cookie(ctx);
+  COPY6(to.local, ctx->user_ip6);
+  to.local_port = bpf_ntohs((u16)ctx->user_port);
+  int verdict = decide(ctx, &to);
+  if (verdict != CAPTURE) return verdict;
+  if (is_v4(to.local)) {
+    ctx->user_ip6[3] = spread4();
+    ctx->user_port = bpf_htons(OUTBOUND_PORT);
+    return PASS;
+  }
+  ctx->user_ip6[0] = 0;
+  ctx->user_ip6[1] = 0;
+  ctx->user_ip6[2] = 0;
+  ctx->user_ip6[3] = bpf_htonl(1);
+  ctx->user_port = bpf_htons(SPREAD6_FIRST + bpf_get_prandom_u32() % SPREAD6_PORTS);
+  return PASS;
+}

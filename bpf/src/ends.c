@@ -1,0 +1,30 @@
+/* A connection as one of its two ends names it, in sockops programs. */
+
+/* The connection as the side that is connected to sees it. */
+static __always_inline void from_client(struct bpf_sock_ops *s, struct tuple *key) {
+  if (s->family == AF_INET) {
+    MAP4(key->local, s->remote_ip4);
+    MAP4(key->remote, s->local_ip4);
+  } else {
+    COPY6(key->local, s->remote_ip6);
+    COPY6(key->remote, s->local_ip6);
+  }
+  key->local_port = bpf_ntohl(s->remote_port);
+  key->remote_port = s->local_port;
+}
+
+static __always_inline void from_server(struct bpf_sock_ops *s, struct tuple *key) {
+  if (s->family == AF_INET) {
+    MAP4(key->local, s->local_ip4);
+    MAP4(key->remote, s->remote_ip4);
+  } else {
+    COPY6(key->local, s->local_ip6);
+    COPY6(key->remote, s->remote_ip6);
+  }
+  key->local_port = s->local_port;
+  key->remote_port = bpf_ntohl(s->remote_port);
+}
+
+static __always_inline void watch_close(struct bpf_sock_ops *s) {
+  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}

@@ -1,0 +1,97 @@
+/* What C and Python both read and write. bpf/layouts.py holds the same formats; a test compiles these structs and compares.
+ *
+ * An address is 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Ports are in host order. All padding is named and zero. */
+
+struct tuple {              /* a connection, from the side that is connected to */
+  u64 netns;                /* cookie of the network namespace; 0: dialled from the node, see FLOWS in maps.h */
+  u32 local[4];
+  u32 remote[4];
+  u16 local_port;
+  u16 remote_port;
+  u32 pad;
+};
+
+struct endpoint {
+  u32 ip[4];
+  u32 port;
+};
+
+struct destination {        /* what a captured connection asked for */
+  u64 holder;               /* cookie of the socket whose closing removes the entry */
+  u32 ip[4];
+  u32 port;
+  u32 pad;
+};
+
+struct pod {
+  u32 slot;                 /* its listeners are listeners[slot * KINDS + kind] */
+  u32 pad;
+  u32 source4[4];           /* what getsockname() shows instead of a loopback address; zero: nothing to show */
+  u32 source6[4];
+};
+
+struct place {              /* an address of a pod, in its netns */
+  u64 netns;
+  u32 ip[4];
+};
+
+struct prefix {             /* key of the trie of bypassed CIDRs */
+  u32 bits;                 /* of the 128-bit form: an IPv4 /8 is 104 */
+  u32 ip[4];
+};
+
+struct settings {
+  u64 agent;                /* cgroup ids; 0: none */
+  u64 kubelet;
+  u32 agent_level;          /* their depth below the root of the v2 hierarchy, so that sub-cgroups count too */
+  u32 kubelet_level;
+  u32 quota;                /* entries that one pod may hold */
+  u32 accelerate;           /* ACCELERATE_*; 0: every byte goes by TCP */
+};
+
+struct asked {              /* per socket: what the hooks remember from connect() to close() */
+  struct tuple key;         /* of the entries that this socket holds */
+  u32 ip[4];                /* CAPTURED: what was asked for; LAST_HOP, SERVED: the real client */
+  u32 source[4];            /* CAPTURED: see struct pod */
+  u32 port;
+  u16 kind;
+  u16 holds;
+};
+
+struct lane {               /* per socket of an accelerated leg: the direction that it sends in */
+  u64 reader;               /* address of the reading socket, key of `consumed`; 0: not known yet */
+  u64 charged;              /* bytes redirected plus OVERHEAD for each message */
+  u64 messages;             /* redirected */
+  u64 sent;                 /* bytes redirected */
+  u32 state;                /* LANE_* */
+  u32 direction;            /* ACCELERATE_* that this lane needs */
+};
+
+struct meter {              /* per reading socket */
+  u64 bytes;                /* received by the application, peeks left out */
+};
+
+struct event {
+  u64 netns;
+  u32 local[4];             /* from the side that is connected to, as in struct tuple */
+  u32 remote[4];
+  u16 local_port;
+  u16 remote_port;
+  u32 reason;
+};
+
+enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED };
+enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_METER = 8 };
+enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
+enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2 };
+enum lane_state { LANE_OPEN, LANE_NATIVE };
+
+#define OUTBOUND_PORT 15001
+#define PLAINTEXT_PORT 15006
+#define TUNNEL_PORT 15008
+#define SPREAD6_FIRST 20480 /* IPv6 has one loopback address: captured connections are spread over these ports of ::1 */
+#define SPREAD6_PORTS 1024
+#define MAX_PODS 1024
+#define REASONS 32          /* the kernel side owns 1-31 of mesh.reason */
+#define OVERHEAD 1024       /* a redirected message costs about this much memory, however small it is */
+#define BUDGET (1 << 20)    /* unread charge from which a direction is native */

@@ -1,0 +1,113 @@
+/* The life of a socket: entries that others look for are made when its SYN is about to be sent, handed over when the
+ * other side is established, and removed when it closes. A stale entry would be a permission. */
+
+/* Nothing is made here that the hooks did not decide in connect(). A full map is counted; the SYN then finds no entry. */
+static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *asked) {
+  struct tuple *key = &asked->key;
+  u64 cookie = bpf_get_socket_cookie(s);
+  key->netns = asked->kind == PROBE ? 0 : bpf_get_netns_cookie(s);
+  from_client(s, key);
+  struct tuple at = *key;
+  if (asked->kind == CAPTURED) {
+    struct destination to = {};
+    to.holder = cookie;
+    MOVE6(to.ip, asked->ip);
+    to.port = asked->port;
+    if (captured.update(&at, &to)) {
+      refused(&at, MAP_FULL);
+      return;
+    }
+    asked->holds = HOLDS_CAPTURED;
+    charge(at.netns);
+  } else {
+    if (flows.update(&at, &cookie)) {
+      refused(&at, MAP_FULL);
+      return;
+    }
+    asked->holds = HOLDS_FLOW;
+    if (asked->kind == LAST_HOP) {
+      struct endpoint client = {};
+      MOVE6(client.ip, asked->ip);
+      client.port = asked->port;
+      if (clients.update(&at, &client)) refused(&at, MAP_FULL);
+      else asked->holds |= HOLDS_CLIENT;
+    }
+  }
+  watch_close(s);
+}
+
+/* The agent's end of a captured connection takes the entry over: a client that sends and closes at once may be gone
+ * before the agent accepts. The application's end of a last hop learns who its client is. */
+static __always_inline void accepted(struct bpf_sock_ops *s) {
+  struct tuple key = {};
+  key.netns = bpf_get_netns_cookie(s);
+  if (!enrolled.lookup(&key.netns)) return;
+  from_server(s, &key);
+  struct destination *to = captured.lookup(&key);
+  struct endpoint *client = to ? 0 : clients.lookup(&key);
+  if (!to && !client) return;
+  struct bpf_sock *sk = s->sk;
+  if (!sk) return;
+  struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!asked) {
+    refused(&key, MAP_FULL);
+    return;
+  }
+  asked->key = key;
+  if (to) {
+    asked->kind = ACCEPTED;
+    asked->holds = HOLDS_CAPTURED;
+    to->holder = bpf_get_socket_cookie(s);
+    watch_close(s);
+  } else {
+    asked->kind = SERVED;
+    MOVE6(asked->ip, client->ip);
+    asked->port = client->port;
+    clients.delete(&key);
+  }
+  accelerate(s, sk, &key, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
+}
+
+static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
+  struct tuple key = {};
+  if (asked->kind != CAPTURED && asked->kind != LAST_HOP) return;
+  key.netns = asked->key.netns;
+  from_server(s, &key);
+  accelerate(s, sk, &key, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
+}
+
+static __always_inline void closed(struct bpf_sock_ops *s, struct asked *asked) {
+  struct tuple key = asked->key;
+  u64 cookie = bpf_get_socket_cookie(s);
+  u16 holds = asked->holds;
+  asked->holds = 0;
+  if (holds & HOLDS_CAPTURED) {
+    struct destination *to = captured.lookup(&key);
+    if (to && to->holder == cookie && !captured.delete(&key)) discharge(key.netns);
+  }
+  if (holds & HOLDS_FLOW) {
+    u64 *holder = flows.lookup(&key);
+    if (holder && *holder == cookie) flows.delete(&key);
+  }
+  if (holds & HOLDS_CLIENT) clients.delete(&key);
+}
+
+int sockops(struct bpf_sock_ops *s) {
+  if (s->family != AF_INET && s->family != AF_INET6) return 0;
+  if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+    accepted(s);
+    return 0;
+  }
+  int starts = s->op == BPF_SOCK_OPS_TCP_CONNECT_CB, opens = s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
+  int ends_here = s->op == BPF_SOCK_OPS_STATE_CB && s->args[1] == BPF_TCP_CLOSE;
+  if (!starts && !opens && !ends_here) return 0;
+  struct bpf_sock *sk = s->sk;
+  if (!sk) return 0;
+  if (ends_here) slow_down(s, sk);
+  struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
+  if (!asked || asked->kind == NOTHING) return 0;
+  if (starts) connecting(s, asked);
+  else if (opens) established(s, sk, asked);
+  else closed(s, asked);
+  return 0;
+}
