@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from bpf.facts import Description, MapFacts
 from mesh.control import Redirection
 from mesh.model import Policy, Service, SocketAddress, Workload, WorkloadStatus
 from mesh.snapshot import Snapshot
@@ -23,9 +24,10 @@ from ztunnel.connections import Connection
 Json = dict[str, Any]
 
 MAP_FILL_WARNING = 0.9
+_COUNTED = frozenset({"hash", "lpm_trie", "sockhash", "sockmap"})
 
 
-def status(view: AgentView, version: str, now: datetime) -> Json:
+def status(view: AgentView, kernel: Description | OSError, version: str, now: datetime) -> Json:
     """What the agent is, what it waits for (`pending`: not ready) and what an operator should look at (`problems`)."""
     pods, certificates, connections = view.pods(), view.certificates(), view.connections()
     snapshot, controller, pending = view.snapshot, view.controller, list(view.pending())
@@ -38,7 +40,7 @@ def status(view: AgentView, version: str, now: datetime) -> Json:
         "uptime_seconds": round((now - view.started_at).total_seconds(), 3),
         "ready": not pending,
         "pending": pending,
-        "problems": problems(view, now),
+        "problems": problems(view, kernel, now),
         "controller": {
             "address": controller.address,
             "state": "connected" if controller.connected else "disconnected",
@@ -67,7 +69,7 @@ def status(view: AgentView, version: str, now: datetime) -> Json:
     }
 
 
-def problems(view: AgentView, now: datetime) -> list[str]:
+def problems(view: AgentView, kernel: Description | OSError, now: datetime) -> list[str]:
     """What does not stop the node but wants somebody's attention: the object, the cause and what it means."""
     found = []
     controller = view.controller
@@ -80,10 +82,15 @@ def problems(view: AgentView, now: datetime) -> list[str]:
         if state in ("failed", "expired") or certificate.error:
             cause = f": {certificate.error}" if certificate.error else ""
             found.append(f"certificate of {certificate.identity}: {state}{cause}")
-    for each in view.kernel().get("maps", ()):
-        entries, limit = each.get("entries"), each.get("max_entries")
-        if entries and limit and entries >= MAP_FILL_WARNING * limit:
-            found.append(f"kernel map {each['name']}: {entries} of {limit} entries used; when full, connections fail")
+    if isinstance(kernel, OSError):
+        found.append(f"the kernel side cannot be read: {kernel}")
+    else:
+        for each in kernel.maps:
+            entries = map_entries(each)
+            if entries is not None and entries >= MAP_FILL_WARNING * each.max:
+                found.append(
+                    f"kernel map {each.name}: {entries} of {each.max} entries used; full, it refuses connections"
+                )
     return found
 
 
@@ -124,24 +131,34 @@ def connections(view: AgentView, now: datetime) -> Json:
     }
 
 
-def bpf(view: AgentView) -> Json:
-    described = view.kernel()
+def bpf(view: AgentView, kernel: Description | OSError) -> Json:
+    """Each program is attached by one link; `target` is a cgroup's id or a network namespace's inode."""
     counters = [
         {"reason": reason.name, "count": n, "meaning": reason.hint}
         for reason, n in sorted(view.kernel_counters().items())
     ]
+    if isinstance(kernel, OSError):
+        return {"layout": None, "error": str(kernel), "programs": [], "maps": [], "counters": counters}
     return {
-        "programs": list(described.get("programs", ())),
-        "links": list(described.get("links", ())),
-        "maps": list(described.get("maps", ())),
+        "layout": kernel.layout,
+        "error": "",
+        "programs": [msgspec.to_builtins(program) for program in kernel.programs],
+        "maps": [
+            {"name": m.name, "type": m.type, "entries": map_entries(m), "max_entries": m.max} for m in kernel.maps
+        ],
         "counters": counters,
     }
 
 
-def config_dump(view: AgentView, version: str, now: datetime) -> Json:
+def map_entries(facts: MapFacts) -> int | None:
+    """Entries in use; None where that cannot be counted, or means nothing because an array is always full."""
+    return facts.entries if facts.type in _COUNTED else None
+
+
+def config_dump(view: AgentView, kernel: Description | OSError, version: str, now: datetime) -> Json:
     """Everything that decides, in one answer: for a bug report."""
-    parts = (workloads(view), services(view), policies(view), certificates(view, now), {"bpf": bpf(view)})
-    dump: Json = {"status": status(view, version, now)}
+    parts = (workloads(view), services(view), policies(view), certificates(view, now), {"bpf": bpf(view, kernel)})
+    dump: Json = {"status": status(view, kernel, version, now)}
     for part in parts:
         dump |= part
     return dump

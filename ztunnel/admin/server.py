@@ -19,6 +19,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from bpf.facts import Description
 from ztunnel.admin import report
 from ztunnel.admin.levels import Levels
 from ztunnel.admin.listener import listen
@@ -83,6 +84,10 @@ class Endpoints:
             await runner.cleanup()
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _unix_listener(path: Path) -> socket.socket:
     """A listening socket that only root can connect to. An old file of that name, of an agent that was killed, goes."""
     path.unlink(missing_ok=True)
@@ -104,31 +109,49 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
     """With `writable` also the two endpoints that change something."""
     view, version = endpoints.view, endpoints.version
 
-    def answers(make: Callable[[datetime], report.Json]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def kernel() -> Description | OSError:
+        try:
+            return await asyncio.to_thread(view.kernel)
+        except OSError as error:
+            return error
+
+    async def status() -> report.Json:
+        return report.status(view, await kernel(), version, _now())
+
+    async def dump() -> report.Json:
+        return report.config_dump(view, await kernel(), version, _now())
+
+    async def bpf() -> report.Json:
+        return report.bpf(view, await kernel())
+
+    def answers(
+        make: Callable[[], report.Json | Awaitable[report.Json]],
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.Response:
-            answer = {"node": view.node} | make(datetime.now(UTC))
+            made = make()
+            answer = made if isinstance(made, dict) else await made
             # A large mesh encodes to megabytes: that part leaves the loop to the data path.
-            body = await asyncio.to_thread(report.encode, answer)
+            body = await asyncio.to_thread(report.encode, {"node": view.node} | answer)
             return web.Response(body=body, content_type="application/json")
 
         return handle
 
     reads = {
-        "/status": lambda now: report.status(view, version, now),
-        "/workloads": lambda now: report.workloads(view),
-        "/services": lambda now: report.services(view),
-        "/policies": lambda now: report.policies(view),
-        "/certificates": lambda now: report.certificates(view, now),
-        "/connections": lambda now: report.connections(view, now),
-        "/bpf": lambda now: report.bpf(view),
-        "/config_dump": lambda now: report.config_dump(view, version, now),
-        "/logging": lambda now: endpoints.levels.read(),
+        "/status": status,
+        "/workloads": lambda: report.workloads(view),
+        "/services": lambda: report.services(view),
+        "/policies": lambda: report.policies(view),
+        "/certificates": lambda: report.certificates(view, _now()),
+        "/connections": lambda: report.connections(view, _now()),
+        "/bpf": bpf,
+        "/config_dump": dump,
+        "/logging": lambda: endpoints.levels.read(),
     }
     app = web.Application()
     for path, make in reads.items():
         app.router.add_get(path, answers(make))
-    index = {"": {"endpoints": [*reads, *(("/quitquitquit",) if writable else ())]}}
-    app.router.add_get("/", answers(lambda now: index[""]))
+    index = {"endpoints": [*reads, *(("/quitquitquit",) if writable else ())]}
+    app.router.add_get("/", answers(lambda: index))
     if writable:
         _add_writes(app, endpoints)
     return app

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from bpf.facts import Description
 from mesh.control import Redirection
 from mesh.model import SocketAddress
 from mesh.reason import Reason
@@ -76,7 +77,7 @@ class AgentView(Protocol):
     def counts(self) -> Mapping[int, tuple[int, int]]:
         """As `Engine.counts`."""
 
-    def kernel(self) -> Mapping[str, Any]:
-        """`programs`, `links`, `maps` (each with name, type, id…; maps with entries and max_entries)."""
+    def kernel(self) -> Description:
+        """Asked from a thread of its own: counting entries of large maps takes time. OSError if it cannot be read."""
 
     def kernel_counters(self) -> Mapping[Reason, int]: ...

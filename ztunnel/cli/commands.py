@@ -198,9 +198,8 @@ def _connection_tables(answers: Answers) -> list[Table]:
 def _bpf_tables(answers: Answers) -> list[Table]:
     return [
         table(tables.PROGRAMS, _items(answers, "programs"), note="no programs loaded"),
-        table(tables.LINKS, _items(answers, "links")),
         table(tables.MAPS, _items(answers, "maps")),
-        table(tables.COUNTERS, [c for c in _items(answers, "counters") if c["count"]], title="Counted in the kernel"),
+        table(tables.COUNTERS, [c for c in _items(answers, "counters") if c["count"]], title="Refused in the kernel"),
     ]
 
 

@@ -175,15 +175,11 @@ OLDER = (
 PROGRAMS = (
     AGENT,
     Column("PROGRAM", text("name")),
-    Column("TYPE", text("type")),
     Column("ID", text("id"), right=True),
-)
-LINKS = (
-    AGENT,
-    Column("LINK", text("name")),
-    Column("TYPE", text("type")),
-    Column("ID", text("id"), right=True),
-    Column("ATTACHED TO", text("target")),
+    Column("ATTACHED TO", text("attach")),
+    Column("TARGET", text("target"), right=True),
+    Column("LINK", text("link"), right=True),
+    Column("TAG", text("tag")),
 )
 MAPS = (
     AGENT,
@@ -224,27 +220,29 @@ def table(columns: Sequence[Column], items: Iterable[Item], *, title: str = "", 
 
 def show(tables: Iterable[Table], out: TextIO) -> None:
     """Print. On a terminal cells wrap to its width; into a pipe or file nothing is ever cut or wrapped."""
+    told = [t for t in tables if t.rows or t.note]
+    if not out.isatty():
+        out.write("\n".join(_plain(t) for t in told))
+        return
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console(file=out, highlight=False)
-    for number, shown in enumerate(t for t in tables if t.rows or t.note):
+    for number, shown in enumerate(told):
         if number:
-            out.write("\n")
+            console.print()
         if shown.title:
             console.print(Text(shown.title, style="bold"))
         if not shown.rows:
-            console.print(Text(shown.note), soft_wrap=True)
-        elif not console.is_terminal:
-            out.write(_aligned(shown))
-        else:
-            grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
-            for column in shown.columns:
-                grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-            for row in shown.rows:
-                grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-            console.print(grid)
+            console.print(Text(shown.note))
+            continue
+        grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
+        for column in shown.columns:
+            grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        for row in shown.rows:
+            grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        console.print(grid)
 
 
 _STYLES = {
@@ -262,12 +260,16 @@ _STYLES = {
 }
 
 
-def _aligned(shown: Table) -> str:
+def _plain(shown: Table) -> str:
     """Columns padded to their widest cell, two spaces apart."""
+    title = f"{shown.title}\n" if shown.title else ""
+    if not shown.rows:
+        return f"{title}{shown.note}\n"
     lines = [[column.title for column in shown.columns], *shown.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown.columns))]
     aligned = []
     for line in lines:
         cells = zip(line, widths, shown.columns, strict=True)
-        aligned.append("  ".join(c.rjust(width) if column.right else c.ljust(width) for c, width, column in cells))
-    return "".join(f"{line.rstrip()}\n" for line in aligned)
+        padded = (c.rjust(width) if column.right else c.ljust(width) for c, width, column in cells)
+        aligned.append("  ".join(padded).rstrip() + "\n")
+    return title + "".join(aligned)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from prometheus_client import Metric
 
+from bpf.facts import Description
 from mesh.control import Redirection
+from ztunnel.admin.report import map_entries
 from ztunnel.admin.view import AgentView
 
 
-def collect(view: AgentView, version: str) -> Iterator[Metric]:
+def collect(view: AgentView, kernel: Description | None, version: str) -> Iterator[Metric]:
     """Names of Istio's ztunnel where there is one; ours start with `gossamer_`."""
     yield _gauge("istio_build", "The version of this agent.", ({"component": "ztunnel", "tag": version}, 1))
     pods = view.pods()
@@ -22,7 +24,9 @@ def collect(view: AgentView, version: str) -> Iterator[Metric]:
     yield _gauge("gossamer_enrolment_failing_pods", "Pods whose last enrolment failed; it is retried.", ({}, failing))
     yield _gauge("gossamer_older_connections", "Connections older than their pod's enrolment.", ({}, len(view.older())))
     yield from _control(view)
-    yield from _kernel(view)
+    yield _refusals(view)
+    if kernel is not None:
+        yield from _maps(kernel)
 
 
 def _control(view: AgentView) -> Iterator[Metric]:
@@ -47,18 +51,18 @@ def _control(view: AgentView) -> Iterator[Metric]:
     )
 
 
-def _kernel(view: AgentView) -> Iterator[Metric]:
+def _refusals(view: AgentView) -> Metric:
     counted = Metric("gossamer_kernel_refused", "Connections that the kernel side refused, by reason.", "counter")
     for reason, n in sorted(view.kernel_counters().items()):
         counted.add_sample("gossamer_kernel_refused_total", {"reason": reason.name}, n)
-    yield counted
-    maps = [m for m in view.kernel().get("maps", ()) if m.get("max_entries")]
-    yield _gauge(
-        "gossamer_bpf_map_entries",
-        "Entries in use of a kernel map, where they can be counted.",
-        *(({"map": m["name"]}, m["entries"]) for m in maps if m.get("entries") is not None),
-    )
-    limits = (({"map": m["name"]}, m["max_entries"]) for m in maps)
+    return counted
+
+
+def _maps(kernel: Description) -> Iterator[Metric]:
+    counted = [(m, entries) for m in kernel.maps if (entries := map_entries(m)) is not None]
+    entries = (({"map": m.name}, n) for m, n in counted)
+    yield _gauge("gossamer_bpf_map_entries", "Entries in use of a kernel map.", *entries)
+    limits = (({"map": m.name}, m.max) for m, _ in counted)
     yield _gauge("gossamer_bpf_map_max_entries", "Entries that a kernel map has room for.", *limits)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from time import monotonic
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, Metric
 
+from bpf.facts import Description
 from ztunnel.admin.view import AgentView
 from ztunnel.metrics import node
 from ztunnel.metrics.exposition import render
 from ztunnel.metrics.traffic import Traffic
+
+log = logging.getLogger(__name__)
 
 # Metrics can be asked for by anybody who reaches the port; an answer serves for this many times as long as it took to
 # make, so that asking costs the node a quarter of one core at most.
@@ -32,17 +36,22 @@ class Scrape:
             start = monotonic()
             if start < good_until:
                 return text
-            families = self._collect()
+            try:
+                kernel = await asyncio.to_thread(self.view.kernel)
+            except OSError as error:  # the rest is worth having without it
+                log.warning("the kernel side cannot be read: %s", error)
+                kernel = None
+            families = self._collect(kernel)
             text = await asyncio.to_thread(render, families, content_type)
             end = monotonic()
             self._made[content_type] = (end + _REUSE * (end - start), text)
             return text
 
-    def _collect(self) -> list[Metric]:
+    def _collect(self, kernel: Description | None) -> list[Metric]:
         """On the loop's thread: nothing else touches what it reads."""
         self.traffic.advance(self.view.counts())
         self.traffic.expire(self.view.snapshot)
-        families = [*node.collect(self.view, self.version), *self.traffic.collect()]
+        families = [*node.collect(self.view, kernel, self.version), *self.traffic.collect()]
         for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
             families.extend(collector.collect())
         return families

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from bpf.facts import Description, MapFacts
 from mesh.control import Redirection
 from mesh.identity import SpiffeId
 from mesh.model import Locality, Port, Service, SocketAddress, TunnelProtocol, Workload, WorkloadStatus
@@ -144,7 +145,7 @@ class SmallAgent:
         default_factory=lambda: [SmallPod(instance="uid-productpage", namespace="default", name="productpage-v1-0")]
     )
     before: list[SmallOlder] = field(default_factory=list)
-    described: dict = field(default_factory=dict)
+    described: Description | OSError = Description(layout="0123456789abcdef", programs=(), maps=())
     table: Connections = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +169,9 @@ class SmallAgent:
     def counts(self) -> dict[int, tuple[int, int]]:
         return self.moved
 
-    def kernel(self) -> dict:
+    def kernel(self) -> Description:
+        if isinstance(self.described, OSError):
+            raise self.described
         return self.described
 
     def kernel_counters(self) -> dict[Reason, int]:
@@ -183,6 +186,12 @@ class SmallAgent:
     def end(self, connection: Connection, reason: Reason = Reason.OK, detail: str = "") -> None:
         sent, received = self.moved.pop(connection.id, (0, 0))
         self.table.ended(Ended(id=connection.id, reason=reason, detail=detail, sent=sent, received=received))
+
+
+def maps(*facts: tuple[str, str, int | None, int]) -> Description:
+    """Kernel maps: (name, type, entries, max)."""
+    described = tuple(MapFacts(name=name, type=type_, entries=n, max=limit) for name, type_, n, limit in facts)
+    return Description(layout="0123456789abcdef", programs=(), maps=described)
 
 
 def certificate(identity: SpiffeId, *, days: float = 1.0, error: str = "") -> CertificateView:

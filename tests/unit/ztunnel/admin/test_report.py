@@ -17,6 +17,7 @@ from tests.unit.ztunnel.small_agent import (
     SmallOlder,
     SmallPod,
     certificate,
+    maps,
     outbound,
 )
 from ztunnel.admin import report
@@ -27,7 +28,7 @@ LATER = START + timedelta(seconds=42)
 def test_status_of_a_healthy_agent() -> None:
     agent = SmallAgent(held=[certificate(PRODUCTPAGE.identity, days=100_000)])
     agent.open(outbound())
-    status = report.status(agent, "1.2.3", LATER)
+    status = report.status(agent, agent.kernel(), "1.2.3", LATER)
     assert (status["ready"], status["pending"], status["problems"]) == (True, [], [])
     assert status["uptime_seconds"] == 42
     assert status["started_at"] == "2026-01-02T03:04:05.000Z"
@@ -72,21 +73,20 @@ def test_problems_name_the_object_and_the_cause() -> None:
             certificate(PRODUCTPAGE.identity, days=-1),
             certificate(REVIEWS.identity, error="the controller answered 403: reviews does not run here"),
         ],
-        described={
-            "maps": [
-                {"name": "flows", "entries": 90, "max_entries": 100},
-                {"name": "clients", "entries": 89, "max_entries": 100},
-                {"name": "uncountable", "entries": None, "max_entries": 100},
-            ]
-        },
+        described=maps(
+            ("flows", "hash", 90, 100),
+            ("clients", "hash", 89, 100),
+            ("sockets", "sk_storage", None, 1),
+            ("a", "array", 8, 8),
+        ),
     )
-    assert report.problems(agent, datetime.now(UTC)) == [
+    assert report.problems(agent, agent.kernel(), datetime.now(UTC)) == [
         "controller 10.130.0.2:15012: disconnected: connection refused; the last state it sent stays in force",
         "pod default/broken-0: netns /run/netns/broken: gone",
         "certificate of spiffe://cluster.local/ns/default/sa/bookinfo-productpage: expired",
         "certificate of spiffe://cluster.local/ns/default/sa/bookinfo-reviews: valid: "
         "the controller answered 403: reviews does not run here",
-        "kernel map flows: 90 of 100 entries used; when full, connections fail",
+        "kernel map flows: 90 of 100 entries used; full, it refuses connections",
     ]
 
 
@@ -158,12 +158,13 @@ def test_services_count_their_endpoints() -> None:
 
 
 def test_the_kernels_counters_say_what_they_mean() -> None:
-    shown = report.bpf(SmallAgent(counters={Reason.AGENT_ABSENT: 2}))["counters"]
+    agent = SmallAgent(counters={Reason.AGENT_ABSENT: 2})
+    shown = report.bpf(agent, agent.kernel())["counters"]
     assert shown == [{"reason": "AGENT_ABSENT", "count": 2, "meaning": Reason.AGENT_ABSENT.hint}]
 
 
 def test_a_dump_has_everything_and_is_json() -> None:
     agent = SmallAgent(held=[certificate(PRODUCTPAGE.identity)])
-    dump = json.loads(report.encode(report.config_dump(agent, "1.2.3", LATER)))
+    dump = json.loads(report.encode(report.config_dump(agent, agent.kernel(), "1.2.3", LATER)))
     assert set(dump) == {"status", "workloads", "services", "policies", "certificates", "bpf"}
     assert [w["name"] for w in dump["workloads"]] == ["productpage-v1-0", "reviews-v2-0", "old-0"]

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.reason import Reason
 from tests.unit.ztunnel.served import Served, served
-from tests.unit.ztunnel.small_agent import PRODUCTPAGE, SmallAgent, certificate, outbound
+from tests.unit.ztunnel.small_agent import PRODUCTPAGE, SmallAgent, certificate, maps, outbound
 from ztunnel.metrics.exposition import OPENMETRICS, PROMETHEUS
 
 
@@ -123,10 +123,11 @@ async def test_metrics_of_the_node(tmp_path: Path) -> None:
     agent = SmallAgent(
         held=[certificate(PRODUCTPAGE.identity)],
         counters={Reason.AGENT_ABSENT: 3},
-        described={"maps": [{"name": "flows", "type": "hash", "entries": 5, "max_entries": 100}]},
+        described=maps(("flows", "hash", 5, 100), ("settings", "array", 8, 8)),
     )
     async with served(tmp_path, agent) as at:
         lines = (await over_tcp(at, "metrics", "/metrics", **{"Accept-Encoding": "identity"}))[1].decode().splitlines()
+    assert "settings" not in "".join(lines), "an array is always full, which says nothing"
     for expected in (
         'istio_build{component="ztunnel",tag="1.2.3"} 1',
         "workload_manager_active_proxy_count 1",
@@ -157,3 +158,13 @@ async def test_bytes_grow_from_scrape_to_scrape_while_a_connection_lives(tmp_pat
                     await asyncio.sleep(0.01)
             seen.append(samples["istio_tcp_sent_bytes_total"])
         assert seen == [0, 2000, 10000]
+
+
+async def test_what_the_kernel_side_cannot_tell_leaves_the_rest(tmp_path: Path) -> None:
+    agent = SmallAgent(described=FileNotFoundError(2, "No such file or directory"))
+    async with served(tmp_path, agent) as at:
+        assert (await over_tcp(at, "metrics", "/metrics"))[0] == 200
+        status, said = await over_unix(at, "/status")
+        assert status == 200
+        assert "the kernel side cannot be read: [Errno 2] No such file or directory" in said
+        assert (await over_unix(at, "/bpf"))[0] == 200
