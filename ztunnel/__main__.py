@@ -32,7 +32,7 @@ def main() -> int:
         kernel = bpf.Kernel.open(
             config.bpf, cgroup=config.cgroup, agent_cgroup=config.agent_cgroup, kubelet_cgroup=config.kubelet_cgroup
         )
-    except (OSError, bpf.KernelError) as error:
+    except (OSError, bpf.PreflightError) as error:
         log.error("%s", error)
         return 1
     if config.unload:

@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from bpf import PodSlot
+from bpf.facts import Description
 from mesh.model import Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
 from ztunnel import pods as records
+from ztunnel import refusals
 from ztunnel.access_log import AccessLog, Level
 from ztunnel.admin.levels import Levels
 from ztunnel.admin.server import Endpoints, Ports
@@ -43,13 +46,14 @@ log = logging.getLogger(__name__)
 class Kernel(Capture, Steering, Protocol):
     """What the agent needs of the kernel side (implemented by `bpf.Kernel`)."""
 
-    def pods(self) -> Mapping[str, object]:
+    def pods(self) -> Mapping[str, PodSlot]:
         """Instances that are enrolled in the kernel, of this agent and of earlier ones."""
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Description:
         """Programs, links, maps."""
 
     def counters(self) -> Mapping[Reason, int]: ...
+    def events(self) -> refusals.Ring: ...
 
 
 def _now() -> datetime:
@@ -137,6 +141,7 @@ class Agent:
                     tasks.create_task(self._endpoints.serve(), name="admin"),
                     tasks.create_task(self._sync.run(), name="controller"),
                     tasks.create_task(self._certificates.run(), name="certificates"),
+                    tasks.create_task(refusals.follow(self._kernel.events(), self._names_by_cookie), name="refusals"),
                     tasks.create_task(self._follow_pods(adopted), name="pods"),
                 ]
                 await self._stopping.wait()
@@ -207,6 +212,13 @@ class Agent:
         pod = self._pods.by_instance.get(instance)
         return None if pod is None else snapshot.workload_of_pod(instance, pod.namespace, pod.name)
 
+    def _names_by_cookie(self) -> dict[int, str]:
+        names = {}
+        for instance, slot in self._kernel.pods().items():
+            pod = self._pods.by_instance.get(instance)
+            names[slot.cookie] = f"{pod.namespace}/{pod.name}" if pod is not None else instance
+        return names
+
     @property
     def _held(self) -> Mapping[str, object]:
         return self._sync.holdings.entries
@@ -254,7 +266,7 @@ class Agent:
     def counts(self) -> Mapping[int, tuple[int, int]]:
         return self.engine.counts()
 
-    def kernel(self) -> Mapping[str, Any]:
+    def kernel(self) -> Description:
         return self._kernel.describe()
 
     def kernel_counters(self) -> Mapping[Reason, int]:
