@@ -27,6 +27,9 @@ from ztunnel.admin.view import AgentView
 from ztunnel.metrics.exposition import negotiate
 from ztunnel.metrics.scrape import Scrape
 
+Make = Callable[[], report.Json | Awaitable[report.Json]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
@@ -124,9 +127,7 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
     async def bpf() -> report.Json:
         return report.bpf(view, await kernel())
 
-    def answers(
-        make: Callable[[], report.Json | Awaitable[report.Json]],
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def answers(make: Make) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             made = make()
             answer = made if isinstance(made, dict) else await made
@@ -136,7 +137,7 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
 
         return handle
 
-    reads = {
+    reads: dict[str, Make] = {
         "/status": status,
         "/workloads": lambda: report.workloads(view),
         "/services": lambda: report.services(view),
@@ -145,12 +146,12 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
         "/connections": lambda: report.connections(view, _now()),
         "/bpf": bpf,
         "/config_dump": dump,
-        "/logging": lambda: endpoints.levels.read(),
+        "/logging": endpoints.levels.read,
     }
     app = web.Application()
     for path, make in reads.items():
         app.router.add_get(path, answers(make))
-    index = {"endpoints": [*reads, *(("/quitquitquit",) if writable else ())]}
+    index: report.Json = {"endpoints": [*reads, *(("/quitquitquit",) if writable else ())]}
     app.router.add_get("/", answers(lambda: index))
     if writable:
         _add_writes(app, endpoints)

@@ -60,8 +60,8 @@ def _refusals(view: AgentView) -> Metric:
 
 def _maps(kernel: Description) -> Iterator[Metric]:
     counted = [(m, entries) for m in kernel.maps if (entries := map_entries(m)) is not None]
-    entries = (({"map": m.name}, n) for m, n in counted)
-    yield _gauge("gossamer_bpf_map_entries", "Entries in use of a kernel map.", *entries)
+    used = (({"map": m.name}, n) for m, n in counted)
+    yield _gauge("gossamer_bpf_map_entries", "Entries in use of a kernel map.", *used)
     limits = (({"map": m.name}, m.max) for m, _ in counted)
     yield _gauge("gossamer_bpf_map_max_entries", "Entries that a kernel map has room for.", *limits)
 

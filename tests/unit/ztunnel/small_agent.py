@@ -145,7 +145,7 @@ class SmallAgent:
         default_factory=lambda: [SmallPod(instance="uid-productpage", namespace="default", name="productpage-v1-0")]
     )
     before: list[SmallOlder] = field(default_factory=list)
-    described: Description | OSError = Description(layout="0123456789abcdef", programs=(), maps=())
+    described: Description | OSError = field(default_factory=lambda: maps())
     table: Connections = field(init=False)
 
     def __post_init__(self) -> None:
