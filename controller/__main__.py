@@ -7,7 +7,6 @@ import asyncio
 import ipaddress
 import logging
 import signal
-import ssl
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -83,8 +82,8 @@ async def run(given: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         serve.load_identity(context, authority, names, given.state)
         given.run.mkdir(parents=True, exist_ok=True)
-        await _open(stack, server.application(), given.listen, context)
-        stack.push_async_callback(server.stop)  # runs before the listener's own cleanup, which would wait for streams
+        listener = await server.listen(given.listen.host or None, given.listen.port, context)
+        stack.push_async_callback(listener.close)
         metrics = given.metrics or Listen(given.listen.host, METRICS_PORT)
         await _open(stack, admin.metrics_application(state), metrics)
         await _open_socket(stack, admin.status_application(state), given.run / "admin.sock")
@@ -117,23 +116,17 @@ def _take(directory: Directory, state: State) -> None:
     state.take(Input(objects=directory.files.objects(), files=directory.files.owners(), refusals=refusals))
 
 
-async def _open(stack: AsyncExitStack, app: web.Application, at: Listen, context: ssl.SSLContext | None = None) -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+async def _open(stack: AsyncExitStack, app: web.Application, at: Listen) -> None:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_GRACE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(
-        runner,
-        at.host or None,
-        at.port,
-        ssl_context=context,
-        shutdown_timeout=_GRACE_S,
-    )
+    site = web.TCPSite(runner, at.host or None, at.port)
     await site.start()
 
 
 async def _open_socket(stack: AsyncExitStack, app: web.Application, path: Path) -> None:
     path.unlink(missing_ok=True)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_GRACE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.UnixSite(runner, str(path)).start()

@@ -11,7 +11,8 @@ import logging
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,11 +28,15 @@ from mesh.identity import SpiffeId
 
 _log = logging.getLogger(__name__)
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 STREAM_PATH, CERTIFICATES_PATH = "/v1/stream", "/v1/certificates"
 NODE_HEADER = "X-Gossamer-Node"
 MAX_NODE_MESSAGE = 16 << 20  # a hello names every resource: about 100 bytes each
 _CERTIFICATE_RATE, _CERTIFICATE_BURST = 20.0, 500.0  # per node and second
 _HEARTBEAT_S = 10.0
+_SILENCE_S = 15.0  # from a connection's start to its first whole request header
+_BODY_TIMEOUT_S = 10.0
 
 
 class Gate:
@@ -71,9 +76,10 @@ class Server:
         self._now = now
         self._streams: dict[str, asyncio.Task[object]] = {}
         self._gates: dict[str, Gate] = {}
+        self._silent: set[asyncio.BaseProtocol] = set()
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=2 * MAX_CSR_BYTES)
+        app = web.Application(client_max_size=2 * MAX_CSR_BYTES, middlewares=[self._heard])
         app.router.add_get(STREAM_PATH, self.stream)
         app.router.add_post(CERTIFICATES_PATH, self.certificates)
         return app
@@ -120,9 +126,10 @@ class Server:
         if not self._gates.setdefault(node, Gate(_CERTIFICATE_RATE, _CERTIFICATE_BURST)).opens():
             raise self._refused(node, "", web.HTTPTooManyRequests, "limited", "too many certificate requests")
         try:
-            wanted = msgspec.json.decode(await request.read(), type=CertificateRequest)
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                wanted = msgspec.json.decode(await request.read(), type=CertificateRequest)
             identity = SpiffeId.parse(wanted.identity)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, TimeoutError) as error:
             raise self._refused(node, "", web.HTTPBadRequest, "bad", f"not a certificate request: {error}") from None
         if identity not in self._state.translation.identities.get(node, ()):
             text = f"no pod of {identity} runs on {node}; a node gets certificates for its own pods' identities only"
@@ -136,6 +143,43 @@ class Server:
         reply = CertificateReply(chain=chain, roots=self._authority.roots)
         return web.Response(body=encode(reply), content_type="application/json")
 
+    async def listen(self, host: str | None, port: int, context: ssl.SSLContext) -> Listener:
+        """Start serving; the caller closes."""
+        runner = web.AppRunner(
+            self.application(), access_log=None, handle_signals=False, keepalive_timeout=30.0, shutdown_timeout=2.0
+        )
+        await runner.setup()
+        loop = asyncio.get_running_loop()
+
+        def accept() -> asyncio.Protocol:
+            assert runner.server is not None
+            connection = runner.server()
+            self._silent.add(connection)
+            loop.call_later(_SILENCE_S, self._drop_silent, connection)
+            return connection
+
+        try:
+            server = await loop.create_server(
+                accept, host, port, ssl=context, ssl_handshake_timeout=_SILENCE_S, backlog=1024
+            )
+        except BaseException:
+            await runner.cleanup()
+            raise
+        return Listener(runner, server, self)
+
+    @web.middleware
+    async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """aiohttp waits for the first request for ever; we do not."""
+        self._silent.discard(request.protocol)
+        return await handler(request)
+
+    def _drop_silent(self, connection: asyncio.BaseProtocol) -> None:
+        if connection in self._silent:
+            self._silent.discard(connection)
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+
     def _authenticate(self, request: web.Request) -> str:
         """The node's name, or 401."""
         node = request.headers.get(NODE_HEADER, "")
@@ -144,7 +188,9 @@ class Server:
             return node
         _log.warning("a wrong token", extra={"node": node[:100], "peer": request.remote})
         text = f"the token is not the bootstrap token of node {node[:100]!r}"
-        raise web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
+        refusal = web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
+        refusal.force_close()
+        raise refusal
 
     def _refused(
         self, node: str, identity: str, status: type[web.HTTPException], outcome: str, why: str
@@ -155,6 +201,25 @@ class Server:
 
     def _count(self) -> None:
         self._state.metrics.nodes.set(len(self._streams))
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A started server."""
+
+    _runner: web.AppRunner
+    _listening: asyncio.Server
+    _server: Server
+
+    @property
+    def port(self) -> int:
+        return int(self._listening.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """No new connections, then no streams, then nothing."""
+        self._listening.close()
+        await self._server.stop()
+        await self._runner.cleanup()
 
 
 class _Socket:

@@ -24,6 +24,8 @@ from mesh.resources import Object, ObjectKey, ParseError
 
 _log = logging.getLogger(__name__)
 
+_REMEMBER_S = 600.0
+
 
 @dataclass(slots=True, kw_only=True)
 class NodeState:
@@ -42,8 +44,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a node last said about one instance of a pod."""
 
     uid: str
+    node: str
     redirection: Redirection
     error: str = ""
+    gone: float = 0.0  # seconds since the epoch when its pod was no longer in the source; 0 while it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +86,14 @@ class State:
 
     def report(self, node: str, status: PodStatus) -> str:
         """A node's word about a pod; returns why it is ignored, or an empty string."""
-        place = self.translation.pods.get(status.uid)
-        if place is None or place.node != node:
+        place, before = self.translation.pods.get(status.uid), self.reports.get(status.instance)
+        remembered = before is not None and before.gone and (before.uid, before.node) == (status.uid, node)
+        if (place is None or place.node != node) and not remembered:
             return "the pod is not on this node"
-        if not status.instance or place.instance != status.instance:
+        if not remembered and (not status.instance or place is None or place.instance != status.instance):
             return "another instance of this pod is current"
-        fresh = Report(uid=status.uid, redirection=status.redirection, error=status.error[:500])
+        gone = before.gone if before is not None else 0.0
+        fresh = Report(uid=status.uid, node=node, redirection=status.redirection, error=status.error[:500], gone=gone)
         if self.reports.get(status.instance) != fresh:
             self.reports[status.instance] = fresh
             self._reports_dirty = True
@@ -138,10 +144,17 @@ class State:
                     yield origin, node.name, why
 
     def _forget_gone(self, made: Translation) -> None:
-        """Reports outlive a node's stream, not the pod's instance."""
+        """Reports outlive a node's stream, and for a while the pod: it may come back with the file it was in, and its
+        node, which saw nothing of that, would not report again."""
         alive = {place.instance for place in made.pods.values()}
-        for instance in self.reports.keys() - alive:
-            del self.reports[instance]
+        now = time.time()
+        for instance, report in list(self.reports.items()):
+            if (instance in alive) == (report.gone == 0.0):
+                if report.gone and not 0 <= now - report.gone < _REMEMBER_S:
+                    del self.reports[instance]
+                    self._reports_dirty = True
+                continue
+            self.reports[instance] = msgspec.structs.replace(report, gone=0.0 if instance in alive else now)
             self._reports_dirty = True
 
     def _save_reports(self) -> None:
