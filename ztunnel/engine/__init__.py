@@ -9,7 +9,9 @@ connection; made to be read and to be right, not to be fast.
     endpoint       what a relay needs of either end, and Lost, the error
     tcp            an endpoint that is a socket; dialling, options
     stream         an endpoint that is a stream of a tunnel
-    tunnel         one connection of TCP + TLS + HTTP/2 in either role, and its streams
+    mux            the streams of a tunnel over HTTP/2, without I/O
+    tunnel         one connection of TLS and HTTP/2 in either role
+    channel        TLS over a socket
     pool           client side: tunnels shared by equal keys
     tunnel_server  server side: accepts, verifies, offers requests
     tls            contexts from DER, sessions without I/O, whose certificate is welcome

@@ -13,6 +13,7 @@ from ztunnel.engine.connection import Connection
 from ztunnel.engine.endpoint import Downstream
 from ztunnel.engine.limits import Limits
 from ztunnel.engine.listener import Listener, listen
+from ztunnel.engine.mux import Header
 from ztunnel.engine.netns import SocketFactory, open_socket
 from ztunnel.engine.pod import Pod, new_pod
 from ztunnel.engine.poller import Poller
@@ -21,7 +22,7 @@ from ztunnel.engine.runtime import Runtime
 from ztunnel.engine.stream import Stream
 from ztunnel.engine.tcp import TcpEndpoint, address_of, netns_cookie, reset, tune
 from ztunnel.engine.tls import contexts
-from ztunnel.engine.tunnel import Header, Tunnel
+from ztunnel.engine.tunnel import Tunnel
 from ztunnel.engine.tunnel_server import TunnelServer
 from ztunnel.orders import (
     Captured,
@@ -131,7 +132,8 @@ class PythonEngine:
                     self._emptied.clear()
                     await self._emptied.wait()
         except TimeoutError:
-            _log.info("drain deadline passed with %d connections open", len(self._connections))
+            if self._connections:
+                _log.info("the drain deadline has passed with %d connections open", len(self._connections))
         for pod in list(self._pods.values()):
             self._discard_pod(pod, Reason.DRAINED, "")
         self._report_all()

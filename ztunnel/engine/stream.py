@@ -9,7 +9,7 @@ from mesh.reason import Reason
 from ztunnel.engine.endpoint import Lost
 
 if TYPE_CHECKING:
-    from ztunnel.engine.tunnel import Tunnel
+    from ztunnel.engine.mux import Mux
 
 NO_ERROR, REFUSED_STREAM, CANCEL, CONNECT_ERROR = 0x0, 0x7, 0x8, 0xA  # RFC 9113 §7
 
@@ -26,8 +26,8 @@ class Stream:
         "_finished",
         "_inbound",
         "_lost",
+        "_mux",
         "_since_growth",
-        "_tunnel",
         "answered",
         "id",
         "on_change",
@@ -35,8 +35,8 @@ class Stream:
         "window",
     )
 
-    def __init__(self, tunnel: Tunnel, stream_id: int, window: int) -> None:
-        self._tunnel = tunnel
+    def __init__(self, mux: Mux, stream_id: int, window: int) -> None:
+        self._mux = mux
         self.id = stream_id
         self.window = window
         self.on_change: Callable[[], None] = lambda: None
@@ -53,11 +53,11 @@ class Stream:
 
     @property
     def room(self) -> bool:
-        return self._closed or self._tunnel.stream_room(self)
+        return self._closed or self._mux.room(self)
 
     @property
     def flushed(self) -> bool:
-        return self._finished and (self._closed or self._tunnel.stream_flushed(self))
+        return self._finished and (self._closed or self._mux.flushed(self))
 
     @property
     def closed(self) -> bool:
@@ -77,26 +77,26 @@ class Stream:
     def write(self, data: bytes) -> None:
         if self._lost is not None:
             raise self._lost
-        self._tunnel.send(self, data)
+        self._mux.send(self, data)
 
     def finish(self) -> None:
         if not self._finished and self._lost is None:
             self._finished = True
-            self._tunnel.end(self)
+            self._mux.finish(self)
 
     def abort(self) -> None:
         self._inbound.clear()
-        self._tunnel.abort(self)
+        self._mux.abort(self)
 
     def close(self) -> None:
-        self._tunnel.let_go(self)
+        self._mux.let_go(self)
 
     def accept(self, headers: Sequence[tuple[str, str]]) -> None:
-        self._tunnel.respond(self, 200, headers)
+        self._mux.respond(self, 200, headers)
 
     def refuse(self, status: int) -> None:
         self._inbound.clear()
-        self._tunnel.refuse(self, status)
+        self._mux.refuse(self, status)
 
     def _return_window(self, taken: int) -> None:
         if self._closed or self._ended or self._lost is not None:
@@ -104,10 +104,10 @@ class Stream:
         self._since_growth += taken
         if self._since_growth >= self.window and not self._inbound:
             self._since_growth = 0
-            self.window = self._tunnel.grow(self)
-        self._tunnel.consume(self, taken)
+            self.window = self._mux.grow(self)
+        self._mux.consume(self, taken)
 
-    # From the tunnel, as frames arrive. It calls `on_change` once per batch afterwards.
+    # From the mux, as frames arrive. It calls `on_change` once per batch afterwards.
 
     def received(self, data: bytes) -> None:
         self._inbound += data
@@ -125,6 +125,10 @@ class Stream:
             self._lost = lost
 
 
-def reset_by_peer(code: int) -> Lost:
-    name = {NO_ERROR: "NO_ERROR", REFUSED_STREAM: "REFUSED_STREAM", CANCEL: "CANCEL", CONNECT_ERROR: "CONNECT_ERROR"}
-    return Lost(Reason.RESET_BY_PEER, f"the peer reset the stream: {name.get(code, f'error {code:#x}')}")
+def reset_by_peer(code: int, *, by_peer: bool) -> Lost:
+    """The stream was cut: by the peer, or by HTTP/2 on our side because of what the peer did."""
+    names = {NO_ERROR: "NO_ERROR", REFUSED_STREAM: "REFUSED_STREAM", CANCEL: "CANCEL", CONNECT_ERROR: "CONNECT_ERROR"}
+    name = names.get(code, f"error {code:#x}")
+    if by_peer or code == REFUSED_STREAM:
+        return Lost(Reason.RESET_BY_PEER, f"the peer reset the stream: {name}")
+    return Lost(Reason.HTTP2_PROTOCOL, f"the stream was reset for a violation of the peer: {name}")

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mesh.model import SocketAddress, canonical_ip
 from mesh.reason import Reason
@@ -30,7 +31,7 @@ def family_of(ip: str) -> int:
     return socket.AF_INET6 if ":" in ip else socket.AF_INET
 
 
-def address_of(name: tuple) -> SocketAddress:
+def address_of(name: tuple[Any, ...]) -> SocketAddress:
     """From getsockname(), getpeername() or accept(); a scope id is dropped."""
     return SocketAddress(canonical_ip(name[0].partition("%")[0]), name[1])
 

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from mesh.identity import SpiffeId, first_spiffe_id
 from mesh.reason import Reason
@@ -79,7 +80,7 @@ def _pem(label: str, der: bytes) -> bytes:
     return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label.encode(), base64.encodebytes(der), label.encode())
 
 
-def uri_sans(certificate: dict) -> tuple[str, ...]:
+def uri_sans(certificate: dict[str, Any]) -> tuple[str, ...]:
     """Of a verified certificate, in the form `SSLObject.getpeercert()` gives it."""
     return tuple(value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI")
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from mesh.identity import SpiffeId
 from mesh.reason import Reason
 from ztunnel.engine.endpoint import Lost
+from ztunnel.engine.mux import Header
 from ztunnel.engine.pod import Pod
 from ztunnel.engine.runtime import Runtime
 from ztunnel.engine.stream import Stream
 from ztunnel.engine.tcp import TcpEndpoint, address_of, reset, tune
 from ztunnel.engine.tls import Session, accept_peer
-from ztunnel.engine.tunnel import Header, Tunnel
+from ztunnel.engine.tunnel import Tunnel
 
 Offer = Callable[[Pod, Tunnel, Stream, str, str, Sequence[Header]], None]
 """(pod, tunnel, stream, method, authority, headers without pseudo headers)"""

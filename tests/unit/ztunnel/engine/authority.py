@@ -1,0 +1,88 @@
+"""A certificate authority for tests of the engine."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mesh.identity import SpiffeId
+from ztunnel.orders import Credentials
+
+CLIENT = SpiffeId("cluster.local", "default", "client")
+SERVER = SpiffeId("cluster.local", "default", "server")
+_BOTH = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _key_der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+@dataclass(frozen=True)
+class Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def new(cls, name: str = "root") -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
+        certificate = (
+            _builder(subject, subject, key.public_key(), datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    @property
+    def root(self) -> bytes:
+        return _der(self.certificate)
+
+    def issue(
+        self,
+        identity: SpiffeId,
+        *,
+        sans: tuple[str, ...] | None = None,
+        age: datetime.timedelta = datetime.timedelta(),
+        usages: tuple[x509.ObjectIdentifier, ...] = _BOTH,
+        roots: tuple[bytes, ...] | None = None,
+    ) -> Credentials:
+        """An hour's certificate, begun `age` ago; the SANs are those of `identity` unless given."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        uris = sans if sans is not None else (str(identity),)
+        builder = _builder(x509.Name([]), self.certificate.subject, key.public_key(), datetime.timedelta(hours=1), age)
+        if uris:
+            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+            builder = builder.add_extension(names, critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        leaf = builder.sign(self.key, hashes.SHA256())
+        return Credentials(identity=identity, chain=(_der(leaf),), key=_key_der(key), roots=roots or (self.root,))
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    life: datetime.timedelta,
+    age: datetime.timedelta = datetime.timedelta(),
+) -> x509.CertificateBuilder:
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=1) - age
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + life)
+    )

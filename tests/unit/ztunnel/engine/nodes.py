@@ -1,0 +1,201 @@
+"""Two engines on loopback with a decider made of dictionaries: no root, no kernel side, real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from mesh.model import SocketAddress
+from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, Authority
+from ztunnel.engine import Limits, PythonEngine
+from ztunnel.orders import (
+    Captured,
+    Ended,
+    Fact,
+    Listeners,
+    Offered,
+    Opened,
+    Order,
+    Plaintext,
+    RelayPlain,
+    RelayTunnel,
+    TunnelKey,
+)
+
+DEADLINE = 20.0  # seconds; nothing here takes that long
+
+
+def loopback_socket(netns: int, family: int) -> socket.socket:
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def port_of(fd: int | None) -> int:
+    assert fd is not None
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.getsockname()[1]
+
+
+@dataclass
+class Memory:
+    """The kernel side: what was dialled, and whom the application shall see."""
+
+    destination: SocketAddress | None = None
+    announced: list[tuple[int, SocketAddress]] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
+
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
+        return self.destination
+
+    def announce(self, socket_cookie: int, client: SocketAddress) -> None:
+        self.announced.append((socket_cookie, client))
+
+    def withdraw(self, socket_cookie: int) -> None:
+        self.withdrawn.append(socket_cookie)
+
+
+class Node:
+    """An engine with one pod, `pod`; `decide` answers the facts that want an order."""
+
+    def __init__(self, pod: str, *, limits: Limits | None = None, trust_domain: str = "cluster.local") -> None:
+        self.pod = pod
+        self.memory = Memory()
+        self.facts: list[Fact] = []
+        self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
+        self._news = asyncio.Event()
+        self.engine = PythonEngine(self.memory, self._report, limits=limits, sockets=loopback_socket)
+        netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+        try:
+            self.listeners: Listeners = self.engine.add_pod(pod, netns, trust_domain, ["127.0.0.1", "::1"])
+        finally:
+            os.close(netns)
+        self.engine.start_pod(pod)
+        # As numbers, because the descriptors die with the listeners.
+        self.ports = {
+            "outbound4": port_of(self.listeners.outbound4),
+            "outbound6": port_of(self.listeners.outbound6),
+            "plaintext4": port_of(self.listeners.plaintext4),
+            "plaintext6": port_of(self.listeners.plaintext6),
+            "tunnel4": port_of(self.listeners.tunnel4),
+            "tunnel6": port_of(self.listeners.tunnel6),
+        }
+
+    def _report(self, facts: Sequence[Fact]) -> None:
+        self.facts += facts
+        for fact in facts:
+            if isinstance(fact, Captured | Plaintext | Offered):
+                order = self.decide(fact)
+                if order is not None:
+                    self.engine.order(order)
+        self._news.set()
+
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
+
+    def of(self, kind: type) -> list:
+        return [fact for fact in self.facts if isinstance(fact, kind)]
+
+    async def ended(self, count: int = 1) -> list[Ended]:
+        await self.until(lambda: len(self.of(Ended)) >= count)
+        return self.of(Ended)
+
+    async def opened(self, count: int = 1) -> list[Opened]:
+        await self.until(lambda: len(self.of(Opened)) >= count)
+        return self.of(Opened)
+
+    def address(self, listener: str) -> tuple[str, int]:
+        return ("::1" if listener.endswith("6") else "127.0.0.1", self.ports[listener])
+
+
+class Pair:
+    """`client` captures and tunnels to `server`, which relays to `application`."""
+
+    def __init__(
+        self, client_limits: Limits | None, server_limits: Limits | None, family: int, authority: Authority
+    ) -> None:
+        self.authority = authority
+        self.family = family
+        self.client = Node("client-pod", limits=client_limits)
+        self.server = Node("server-pod", limits=server_limits)
+        self.client.engine.set_credentials("client-pod", authority.issue(CLIENT))
+        self.server.engine.set_credentials("server-pod", authority.issue(SERVER))
+        self.loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        self.suffix = "6" if family == socket.AF_INET6 else "4"
+        self.application = SocketAddress(self.loopback, 1)
+        self.client.memory.destination = SocketAddress("10.0.0.2" if self.suffix == "4" else "fd00::2", 8080)
+        self.client.decide = lambda fact: self.tunnel(fact.id)
+        self.server.decide = self.last_hop
+
+    def key(self, **changes: object) -> TunnelKey:
+        fields: dict = {
+            "pod": "client-pod",
+            "source": CLIENT,
+            "expected": frozenset({SERVER}),
+            "workload": "cluster//Pod/default/server@1",
+            "address": SocketAddress(*self.server.address("tunnel" + self.suffix)),
+        }
+        return TunnelKey(**{**fields, **changes})
+
+    def tunnel(self, number: int, **changes: object) -> RelayTunnel:
+        authority = str(self.client.memory.destination)
+        return RelayTunnel(id=number, key=self.key(**changes), authority=authority, headers=[("baggage", "a=b")])
+
+    def last_hop(self, fact: Captured | Plaintext | Offered) -> RelayPlain:
+        return RelayPlain(
+            id=fact.id,
+            destination=self.application,
+            bind=self.loopback,
+            as_client=fact.client,
+            response_headers=[("baggage", "c=d")],
+        )
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As an application of the client pod whose connect() was captured."""
+        return await asyncio.open_connection(*self.client.address("outbound" + self.suffix))
+
+
+@asynccontextmanager
+async def pair(
+    *,
+    client_limits: Limits | None = None,
+    server_limits: Limits | None = None,
+    family: int = socket.AF_INET,
+) -> AsyncIterator[Pair]:
+    made = Pair(client_limits, server_limits, family, Authority.new())
+    try:
+        yield made
+    finally:
+        await made.client.engine.drain(0)
+        await made.server.engine.drain(0)
+
+
+@asynccontextmanager
+async def application(
+    made: Pair, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+) -> AsyncIterator[asyncio.Server]:
+    """A server that `made.server` relays to."""
+    server = await asyncio.start_server(serve, made.loopback, 0)
+    made.application = SocketAddress(made.loopback, server.sockets[0].getsockname()[1])
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends back what comes, half-closes after the other side did."""
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
