@@ -9,6 +9,7 @@ envoy-hbone     the same, but one HTTP/2 CONNECT stream for each, over shared mT
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,20 +19,24 @@ from deploy.bench import authority, envoy, load
 from deploy.bench.envoy import Config, Endpoint, Envoy
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import Ground, Pair
+from deploy.bench.mesh import Mesh
 
 APP_PORT = 7000
+_HBONE_PORT = 15008
 _CLIENT, _SERVER = "spiffe://cluster.local/ns/bench/sa/client", "spiffe://cluster.local/ns/bench/sa/server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What every column is prepared with; `threads` is each proxy's number of data-path threads."""
+    """What every column is prepared with; `threads` is each proxy's number of data-path threads. `mesh` brings ours up
+    when it is first asked for: where no column needs it, nothing of it is there."""
 
     ground: Ground
     bare: Pair
     program: Path
     directory: Path
     threads: int
+    mesh: Callable[[], Mesh]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,27 @@ class Column:
 def _nothing(setting: Setting, stack: ExitStack) -> Lane:
     address = setting.bare.server.address
     return Lane(pair=setting.bare, dial=Endpoint(host=address, port=APP_PORT), crosses=APP_PORT)
+
+
+def _unenrolled(setting: Setting, stack: ExitStack) -> Lane:
+    mesh = setting.mesh()
+    load.serve(setting.program, mesh.plain.server, APP_PORT)
+    dial = Endpoint(host=mesh.plain.server.address, port=APP_PORT)
+    return Lane(pair=mesh.plain, dial=dial, crosses=APP_PORT, proxies=mesh.agents)
+
+
+def _gossamer(setting: Setting, stack: ExitStack) -> Lane:
+    mesh = setting.mesh()
+    load.serve(setting.program, mesh.ambient.server, APP_PORT)
+    dial = Endpoint(host=mesh.ambient.server.address, port=APP_PORT)
+
+    def prove() -> dict[str, str]:
+        live = [one for one in mesh.connections() if str(dial) in json.dumps(one)]
+        if not live:
+            raise BenchError(f"the client's agent lists no connection to {dial}")
+        return {"agent": json.dumps(live[0])}
+
+    return Lane(pair=mesh.ambient, dial=dial, crosses=_HBONE_PORT, proxies=mesh.agents, prove=prove)
 
 
 def _envoy_tcp(setting: Setting, stack: ExitStack) -> Lane:
@@ -150,6 +176,8 @@ def _room(setting: Setting, name: str) -> Path:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="none", title="nothing attached", prepare=_nothing),
+    Column(name="unenrolled", title="un-enrolled beside us", prepare=_unenrolled),
+    Column(name="gossamer", title="gossamer", prepare=_gossamer),
     Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
     Column(name="envoy-hbone", title="Envoy HBONE", prepare=_envoy_hbone),
 )

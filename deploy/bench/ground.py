@@ -9,17 +9,20 @@ named after the benchmark's pid, so that one that was killed is recognised, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench.seat import Seat
-from deploy.lab import cgroup, fabric
-from deploy.lab.layout import NETNS, Layout, cgroup_root
+from deploy.lab import agents, cgroup, fabric
+from deploy.lab.fabric import Machine
+from deploy.lab.layout import NETNS, RUNTIME, Layout, cgroup_root
 
 NODES = ("node1", "node2")
-_NAME = re.compile(r"(?:gsm|gossamer)-bench(\d+)(?:-.*)?")
+_NAME = re.compile(r"(?:(?:gsm|gossamer)-)?bench(\d+)(?:-.*)?")
 # Thousands of short connections from one address to one port: ports wait a second for reuse instead of a minute.
 _SETTINGS = {"net/ipv4/tcp_tw_reuse": "1", "net/ipv4/ip_local_port_range": "16384 65000"}
 
@@ -33,29 +36,45 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A pod's names; `uid` is its metadata.uid."""
+
+    namespace: str
+    name: str
+
+    @property
+    def uid(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{self.name}.{self.namespace}.bench"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """Two nodes that are up; pairs of pods are added to them."""
 
     layout: Layout
-    nodes: tuple[fabric.Machine, fabric.Machine]
+    nodes: tuple[Machine, Machine]
 
-    def pair(self, name: str, *, cgroups: tuple[Path, Path] | None = None) -> Pair:
-        """Make a client and a server pod. Without `cgroups` they sit outside the nodes' cgroups: nothing attached."""
-        number = sum(1 for entry in NETNS.iterdir() if entry.name.startswith(f"{self.layout.netns_prefix}pod-client"))
-        seats = []
-        for index, (role, node) in enumerate(zip(("client", "server"), self.nodes, strict=True)):
-            pod = f"{role}-{name}"
-            v4, v6 = (
-                str(self.layout.node_pods4(index)[2 + number]),
-                str(self.layout.node_pods6(index)[2 + number]),
-            )
-            fabric.make_pod(self.layout, "bench", pod, node, (v4, v6))
-            group = cgroups[index] if cgroups else self.layout.cgroup / "outside" / pod
-            seat = Seat(netns=NETNS / self.layout.pod_netns("bench", pod), cgroup=group, address=v4)
-            for setting, value in _SETTINGS.items():
-                seat.set(setting, value)
-            seats.append(seat)
-        return Pair(client=seats[0], server=seats[1])
+    def pair(self, place: Callable[[Machine, Pod], Path] | None = None, *, namespace: str = "bare") -> Pair:
+        """Make the pods `client` and `server` of a namespace. `place` names the cgroup of each; without it they sit
+        outside the nodes' cgroups, where nothing is attached."""
+        return Pair(
+            client=self._pod(0, Pod(namespace=namespace, name="client"), place),
+            server=self._pod(1, Pod(namespace=namespace, name="server"), place),
+        )
+
+    def _pod(self, index: int, pod: Pod, place: Callable[[Machine, Pod], Path] | None) -> Seat:
+        node, layout = self.nodes[index], self.layout
+        number = 2 + sum(1 for name in fabric.leftovers(layout) if name.startswith(layout.pod_netns("", pod.name)[:-1]))
+        addresses = str(layout.node_pods4(index)[number]), str(layout.node_pods6(index)[number])
+        fabric.make_pod(layout, pod.namespace, pod.name, node, addresses)
+        seat = Seat(
+            netns=NETNS / layout.pod_netns(pod.namespace, pod.name),
+            cgroup=place(node, pod) if place else layout.cgroup / "outside" / pod.name,
+            address=addresses[0],
+        )
+        for setting, value in _SETTINGS.items():
+            seat.set(setting, value)
+        return seat
 
 
 @contextmanager
@@ -77,9 +96,9 @@ def ground(number: int) -> Iterator[Ground]:
         remove(layout)
 
 
-def _node(layout: Layout, index: int, name: str) -> fabric.Machine:
+def _node(layout: Layout, index: int, name: str) -> Machine:
     v4, v6 = layout.node_addresses(index)
-    return fabric.Machine(
+    return Machine(
         name=name,
         netns=layout.node_netns(name),
         address4=v4,
@@ -90,8 +109,10 @@ def _node(layout: Layout, index: int, name: str) -> fabric.Machine:
 
 
 def remove(layout: Layout) -> None:
-    """End every process of a ground and remove its cgroups and namespaces; repeatable."""
+    """End every process of a ground and remove its cgroups, pins, files and namespaces; repeatable."""
     cgroup.kill(layout.cgroup)
+    agents.unmount_below(layout.run)
+    shutil.rmtree(layout.run, ignore_errors=True)
     cgroup.remove(layout.cgroup)
     for name in fabric.leftovers(layout):
         fabric.remove(name)
@@ -99,6 +120,11 @@ def remove(layout: Layout) -> None:
 
 def _left_behind() -> set[int]:
     """Numbers of grounds whose benchmark no longer lives."""
-    names = [entry.name for directory in (NETNS, cgroup_root()) if directory.exists() for entry in directory.iterdir()]
+    names = [
+        entry.name
+        for directory in (NETNS, cgroup_root(), RUNTIME)
+        if directory.exists()
+        for entry in directory.iterdir()
+    ]
     numbers = {int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
     return {number for number in numbers if not Path(f"/proc/{number}").exists()}

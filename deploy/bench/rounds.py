@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import tempfile
@@ -16,6 +17,7 @@ from deploy.bench.columns import APP_PORT, Column, Lane, Setting
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import Figure, Sample
 from deploy.bench.ground import ground
+from deploy.bench.mesh import bring_up
 from deploy.bench.usage import Memory
 
 
@@ -85,9 +87,10 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number))
-        bare = site.pair("bare")
+        bare = site.pair()
         load.serve(program, bare.server, APP_PORT)
-        setting = Setting(ground=site, bare=bare, program=program, directory=directory, threads=plan.threads)
+        mesh = functools.cache(lambda: bring_up(site))
+        setting = Setting(ground=site, bare=bare, program=program, directory=directory, threads=plan.threads, mesh=mesh)
         lanes = {}
         for column in plan.columns:
             step(f"preparing {column.name}")

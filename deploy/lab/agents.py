@@ -81,8 +81,8 @@ def write_tokens(layout: Layout, nodes: Iterable[str]) -> None:
         fresh.rename(path)
 
 
-def start_agent(layout: Layout, node: Machine) -> None:
-    """Start a node's agent if it does not run."""
+def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = ()) -> None:
+    """Start a node's agent if it does not run, with more arguments than those every agent gets."""
     group = layout.node_cgroup(node.name) / "agent"
     if cgroup.populated(group):
         return
@@ -104,6 +104,7 @@ def start_agent(layout: Layout, node: Machine) -> None:
         "--controller", f"{ip4}:{CONTROLLER_PORT}",
         "--root", str(layout.control / "state" / "ca.crt"),
         "--token", str(layout.node_dir(node.name) / "token"),
+        *arguments,
     ]  # fmt: skip
     launch.daemon(argv, cgroup=group, log=agent_log(layout, node.name), netns=NETNS / node.netns, env=env)
 

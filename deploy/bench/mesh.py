@@ -1,0 +1,165 @@
+"""Our mesh on the benchmark's ground: the real controller, the real agent on each node, two pairs of pods.
+
+    plain     in the nodes' cgroups, so that every hook is around them, but not enrolled
+    ambient   its namespace carries istio.io/dataplane-mode: ambient
+
+What a kubelet would do is done here: pod records for the agents, objects for the controller. Access logs are off, as
+they are for Envoy.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.bench.fault import BenchError
+from deploy.bench.ground import Ground, Pair, Pod
+from deploy.bench.seat import Seat
+from deploy.lab import agents, fabric
+from deploy.lab.fabric import Machine
+from deploy.lab.layout import NETNS
+
+_DEADLINE_S = 90.0  # the first start on a machine compiles the programs of the kernel side
+_LABELS: Mapping[str, dict[str, str]] = {"plain": {}, "ambient": {"istio.io/dataplane-mode": "ambient"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """A mesh that is up, its pods enrolled as their namespaces ask. `agents` are the agents' cgroups."""
+
+    ground: Ground
+    plain: Pair
+    ambient: Pair
+
+    @property
+    def agents(self) -> tuple[Path, ...]:
+        return tuple(self.ground.layout.node_cgroup(node.name) / "agent" for node in self.ground.nodes)
+
+    def connections(self) -> list[dict[str, Any]]:
+        """What the client node's agent says of its live connections."""
+        answer = agents.ask_socket(agents.admin_socket(self.ground.layout, self.ground.nodes[0].name), "/connections")
+        return list((answer or {}).get("connections", ()))
+
+
+def bring_up(ground: Ground) -> Mesh:
+    """Start everything and wait until it is as the labels ask; removing the ground removes it."""
+    layout = ground.layout
+    for directory in (layout.cluster, layout.logs, layout.control):
+        directory.mkdir(parents=True, exist_ok=True)
+    for node in ground.nodes:
+        layout.pod_records(node.name).mkdir(parents=True, exist_ok=True)
+        layout.node_dir(node.name).chmod(0o700)
+        for child in ("agent", "kubelet", "host", "pods"):
+            (layout.node_cgroup(node.name) / child).mkdir(parents=True, exist_ok=True)
+
+    def place(node: Machine, pod: Pod) -> Path:
+        group = layout.pod_cgroup(node.name, pod.namespace, pod.name, pod.uid)
+        group.mkdir(parents=True, exist_ok=True)
+        return group
+
+    pairs = {namespace: ground.pair(place, namespace=namespace) for namespace in _LABELS}
+    _write_objects(ground, pairs)
+    _start(ground)
+    _until("the agents to be ready and the pods to be enrolled", lambda: _waits_for(ground))
+    return Mesh(ground=ground, plain=pairs["plain"], ambient=pairs["ambient"])
+
+
+def _start(ground: Ground) -> None:
+    layout = ground.layout
+    v4, v6 = layout.control_addresses
+    control = Machine(name="control", netns=layout.control_netns, address4=v4, address6=v6)
+    fabric.make_machine(layout, control)
+    fabric.set_routes(layout, control, ground.nodes)
+    agents.start_controller(layout, [node.name for node in ground.nodes])
+    root = layout.control / "state" / "ca.crt"
+    _until("the controller", lambda: "" if root.exists() else _tail(layout.logs / "controller.log"))
+    for node in ground.nodes:
+        agents.start_agent(layout, node, arguments=("--log-level", "warn"))
+
+
+def _waits_for(ground: Ground) -> str:
+    """What is not as it should be, in words; empty if all is."""
+    expected = {Pod(namespace="ambient", name=name).uid for name in ("client", "server")}
+    enrolled: set[str] = set()
+    tunnels: list[str] = []
+    for node in ground.nodes:
+        admin = agents.admin_socket(ground.layout, node.name)
+        status = agents.ask_socket(admin, "/status")
+        if not status or not status["ready"]:
+            pending = f"pending: {status['pending']}" if status else "it does not answer"
+            return f"agent of {node.name}: {pending}\n{_tail(agents.agent_log(ground.layout, node.name))}"
+        enrolled |= {pod["instance"] for pod in status["pods"] if pod["state"] == "enabled"}
+        known = agents.ask_socket(admin, "/workloads") or {"workloads": []}
+        tunnels += [one["namespace"] for one in known["workloads"] if one["protocol"] == "HBONE"]
+    if enrolled != expected:
+        return f"enrolled are {sorted(enrolled)}, should be {sorted(expected)}"
+    return "" if tunnels == ["ambient"] * 4 else f"workloads that take tunnels, by node: {tunnels}"
+
+
+def _until(what: str, waits_for: Callable[[], str]) -> None:
+    end = time.monotonic() + _DEADLINE_S
+    while reason := waits_for():
+        if time.monotonic() > end:
+            raise BenchError(f"waited {_DEADLINE_S:g} s for {what}:\n{reason}")
+        time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text().splitlines()[-15:] if log.exists() else []
+    return "\n".join(lines) or f"(nothing in {log.name} yet)"
+
+
+def _write_objects(ground: Ground, pairs: Mapping[str, Pair]) -> None:
+    layout = ground.layout
+    objects: list[dict[str, Any]] = [_node(node) for node in ground.nodes]
+    for namespace, pair in pairs.items():
+        objects.append(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": _LABELS[namespace]}}
+        )
+        for node, name, seat in zip(ground.nodes, ("client", "server"), (pair.client, pair.server), strict=True):
+            pod = Pod(namespace=namespace, name=name)
+            meta = {"namespace": namespace, "name": name}
+            objects.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
+            objects.append(_pod(pod, seat, node))
+            netns = str(NETNS / layout.pod_netns(namespace, name))
+            record = {"instance": pod.uid, "namespace": namespace, "name": name, "netns": netns}
+            (layout.pod_records(node.name) / f"{pod.uid}.json").write_text(json.dumps(record))
+    (layout.cluster / "bench.yaml").write_text(yaml.safe_dump_all(objects))
+
+
+def _node(node: Machine) -> dict[str, Any]:
+    addresses = [{"type": "InternalIP", "address": address} for address in (node.address4, node.address6)]
+    status = {"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}, "status": status}
+
+
+def _pod(pod: Pod, seat: Seat, node: Machine) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "uid": pod.uid,
+            "labels": {"app": pod.name},
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {
+            "nodeName": node.name,
+            "serviceAccountName": pod.name,
+            "containers": [{"name": "load", "image": "load"}],
+        },
+        "status": {
+            "phase": "Running",
+            "hostIP": node.address4,
+            "podIP": seat.address,
+            "podIPs": [{"ip": seat.address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
