@@ -91,7 +91,7 @@ async def run(given: argparse.Namespace) -> None:
         _log.info("ready", extra=where | {"version": build_version()})
         async with asyncio.TaskGroup() as tasks:
             forever = [
-                tasks.create_task(_follow(directory, state), name="source"),
+                tasks.create_task(directory.follow(lambda: _take(directory, state)), name="source"),
                 tasks.create_task(state.run(), name="translate"),
                 tasks.create_task(serve.keep_identity(context, authority, names, given.state), name="identity"),
             ]
@@ -99,11 +99,6 @@ async def run(given: argparse.Namespace) -> None:
             _log.info("stopping")
             for task in forever:
                 task.cancel()
-
-
-async def _follow(directory: Directory, state: State) -> None:
-    async for _ in directory.changes():
-        _take(directory, state)
 
 
 def _take(directory: Directory, state: State) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _DEBOUNCE_MS = 50
+_RETRY_S = 1.0
 _RESCAN_MS = 2_000  # in case an event was lost: the queue overflowed, or a change fell before the first watch
 _EMPTY_GRACE_S = 1.0
 
@@ -64,26 +65,34 @@ class Directory:
             changed = self._refresh(name, present[name]) or changed
         return changed
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yields after every change that `scan` found; never ends by itself."""
-        while True:
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change that `scan` found; never ends by itself."""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(stop, changed), name="watch")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stop.set()  # the watching thread looks at this, not at cancellation
+
+    async def _watch(self, stop: asyncio.Event, changed: Callable[[], None]) -> None:
+        while not stop.is_set():
             try:
                 async for _ in awatch(
                     self.path,
                     watch_filter=None,
                     debounce=_DEBOUNCE_MS,
-                    step=10,
+                    step=_DEBOUNCE_MS // 2,
                     rust_timeout=_RESCAN_MS,
                     yield_on_timeout=True,
                     recursive=False,
+                    stop_event=stop,
                 ):
                     if await asyncio.to_thread(self.scan):
-                        yield
+                        changed()
             except (OSError, RuntimeError) as error:
                 _log.error("the source directory cannot be watched; trying again", extra={"cause": str(error)})
-            await asyncio.sleep(_RESCAN_MS / 1000)
-            if await asyncio.to_thread(self.scan):
-                yield
+            await asyncio.sleep(_RETRY_S)
 
     def _refresh(self, name: str, path: Path) -> bool:
         try:
