@@ -62,7 +62,7 @@ class Agent:
             cure = f"it took longer than {TIMEOUT_SECONDS:g} s; is the agent stopped or overloaded?"
         else:
             of = f" of node {self.node}" if self.node else ""
-            cure = f"is the agent{of} running? (`gossamer lab status` lists nodes, --socket names another socket)"
+            cure = f"is the agent{of} running? (`gossamer lab status` says; --socket names another socket)"
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         return f"no agent answers at {self.socket}: {cause}; {cure}"
 
@@ -78,7 +78,7 @@ def find_agents(
     """The agents that the options mean: one socket, one node of a lab, or every node of a lab.
 
     Options win over the environment's GOSSAMER_SOCKET. Without a lab's name: the only one there is, else `lab`.
-    Usage: options that contradict each other, or name what is not there. AgentUnreachable: there is no lab.
+    Usage: options that contradict each other, or a node that the lab has not. AgentUnreachable: no such lab is up.
     """
     if socket_path is not None and (lab is not None or node is not None):
         raise Usage("--socket names one agent; --lab and --node find agents of a lab: give one or the other")
@@ -86,12 +86,9 @@ def find_agents(
         socket_path = environment.get("GOSSAMER_SOCKET") or None
     if socket_path is not None:
         return [Agent(node="", socket=Path(socket_path))]
-    named = lab is not None
     there = sorted(p.name for p in labs.iterdir() if (p / "nodes").is_dir()) if labs.is_dir() else []
     lab = lab or (there[0] if len(there) == 1 else "lab")
     if lab not in there:
-        if named and there:
-            raise Usage(f"there is no lab named {lab!r}; there are {', '.join(there)}")
         several = f" (there are {', '.join(there)}: choose one with --lab)" if there else ""
         raise AgentUnreachable(
             f"no lab named {lab!r} is up: {labs / lab / 'nodes'} does not exist{several}; "

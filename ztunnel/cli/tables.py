@@ -15,6 +15,7 @@ class Column:
     title: str
     cell: Callable[[Item], str]
     right: bool = False
+    optional: bool = False  # left out of a table in which no row has it
 
 
 def text(*path: str) -> Callable[[Item], str]:
@@ -119,7 +120,7 @@ PODS = (
     Column("STATE", text("state")),
     Column("ADDRESS", text("addresses")),
     Column("IDENTITY", text("identity")),
-    Column("ERROR", text("error")),
+    Column("ERROR", text("error"), optional=True),
 )
 WORKLOADS = (
     TOLD_BY,
@@ -149,7 +150,7 @@ CERTIFICATES = (
     Column("NOT BEFORE", text("not_before")),
     Column("NOT AFTER", text("not_after")),
     Column("SERIAL", text("serial")),
-    Column("ERROR", text("error")),
+    Column("ERROR", text("error"), optional=True),
 )
 CONNECTIONS = (
     AGENT,
@@ -186,7 +187,7 @@ MAPS = (
     Column("MAP", text("name")),
     Column("TYPE", text("type")),
     Column("ENTRIES", text("entries"), right=True),
-    Column("MAX", text("max_entries"), right=True),
+    Column("MAX", lambda m: text("max_entries")(m) if m.get("max_entries") else "-", right=True),
     Column("FILL", _map_fill, right=True),
 )
 COUNTERS = (
@@ -215,7 +216,8 @@ def table(columns: Sequence[Column], items: Iterable[Item], *, title: str = "", 
         for agent, *rest in rows:
             tellers.setdefault(tuple(rest), []).append(agent)
         rows = [[",".join(agents), *rest] for rest, agents in tellers.items()]
-    return Table(columns, rows, title, note)
+    kept = [i for i, column in enumerate(columns) if not column.optional or any(row[i] != "-" for row in rows)]
+    return Table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], title, note)
 
 
 def show(tables: Iterable[Table], out: TextIO) -> None:

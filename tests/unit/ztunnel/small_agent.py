@@ -128,6 +128,12 @@ class SmallOlder:
     remote: SocketAddress
 
 
+def maps(*facts: tuple[str, str, int | None, int]) -> Description:
+    """Kernel maps: (name, type, entries, max)."""
+    described = tuple(MapFacts(name=name, type=type_, entries=n, max=limit) for name, type_, n, limit in facts)
+    return Description(layout="0123456789abcdef", programs=(), maps=described)
+
+
 @dataclass(kw_only=True)
 class SmallAgent:
     """Implements `ztunnel.admin.view.AgentView`."""
@@ -145,7 +151,7 @@ class SmallAgent:
         default_factory=lambda: [SmallPod(instance="uid-productpage", namespace="default", name="productpage-v1-0")]
     )
     before: list[SmallOlder] = field(default_factory=list)
-    described: Description | OSError = field(default_factory=lambda: maps())
+    described: Description | OSError = field(default_factory=maps)
     table: Connections = field(init=False)
 
     def __post_init__(self) -> None:
@@ -186,12 +192,6 @@ class SmallAgent:
     def end(self, connection: Connection, reason: Reason = Reason.OK, detail: str = "") -> None:
         sent, received = self.moved.pop(connection.id, (0, 0))
         self.table.ended(Ended(id=connection.id, reason=reason, detail=detail, sent=sent, received=received))
-
-
-def maps(*facts: tuple[str, str, int | None, int]) -> Description:
-    """Kernel maps: (name, type, entries, max)."""
-    described = tuple(MapFacts(name=name, type=type_, entries=n, max=limit) for name, type_, n, limit in facts)
-    return Description(layout="0123456789abcdef", programs=(), maps=described)
 
 
 def certificate(identity: SpiffeId, *, days: float = 1.0, error: str = "") -> CertificateView:

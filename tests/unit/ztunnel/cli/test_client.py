@@ -52,7 +52,7 @@ def test_options_win_over_the_environment(tmp_path: Path) -> None:
     ("options", "error", "said"),
     [
         ({"socket_path": "/a", "lab": "lab"}, Usage, "give one or the other"),
-        ({"lab": "nope"}, Usage, "there is no lab named 'nope'; there are a, b"),
+        ({"lab": "nope"}, AgentUnreachable, "no lab named 'nope' is up: .*there are a, b: choose one with --lab"),
         ({"lab": "a", "node": "n9"}, Usage, "lab 'a' has no node 'n9'; it has n1"),
         ({}, AgentUnreachable, "there are a, b: choose one with --lab"),
     ],

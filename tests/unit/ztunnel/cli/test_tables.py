@@ -67,3 +67,9 @@ def test_an_empty_table_says_so_or_nothing() -> None:
     out = io.StringIO()
     show([table((Column("A", text("a")),), [], note="no things"), table((Column("A", text("a")),), [])], out)
     assert out.getvalue() == "no things\n"
+
+
+def test_an_error_column_is_there_when_there_is_an_error() -> None:
+    columns = (Column("A", text("a")), Column("ERROR", text("error"), optional=True))
+    assert [c.title for c in table(columns, [{"a": 1}]).columns] == ["A"]
+    assert table(columns, [{"a": 1}, {"a": 2, "error": "oh"}]).rows == [["1", "-"], ["2", "oh"]]
