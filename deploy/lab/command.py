@@ -129,9 +129,8 @@ def _up(options: Options) -> int:
     with progress(f"lab {options.name}") as say:
         lab = Lab(options.name, say=say)
         lab.up(texts, agent=not options.no_agent, timeout=options.timeout)
-    print(
-        f"lab {options.name}: {len(lab.nodes())} nodes, {len(lab.pods())} pods, ready in {time.monotonic() - began:.1f} s"
-    )
+    took = time.monotonic() - began
+    print(f"lab {options.name}: {len(lab.nodes())} nodes, {len(lab.pods())} pods, ready in {took:.1f} s")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What to run for a container: bubblewrap's arguments, environment, capabilities, resolv.conf. Pure but for looking at `/`.
+"""What to run for a container: bubblewrap's arguments, environment, capabilities, resolv.conf. Pure, but it looks at /.
 
 A container sees the host's files read-only, under a root of its own. Hidden are /run (keys, agents' sockets, handles of
 namespaces, pinned programs), the host's /sys and /proc; /tmp, /var/tmp, /dev/shm and /run are empty and writable.
@@ -231,8 +231,8 @@ def check_mountable(container: Object, target: str) -> None:
     top = Path("/", *Path(target).parts[1:2])
     if not target.startswith("/") or (not inside_own and top.exists() and not Path(target).exists()):
         raise LabError(
-            f"container {container['name']}: volumeMounts: {target} does not exist on the host, whose files the container "
-            f"sees; mount at a new top-level directory or below /tmp"
+            f"container {container['name']}: volumeMounts: {target} does not exist on the host, whose files "
+            f"the container sees; mount at a new top-level directory or below /tmp"
         )
 
 

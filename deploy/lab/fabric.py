@@ -48,7 +48,7 @@ _POD = _COMMON | {"net/ipv4/ip_unprivileged_port_start": "0", "net/ipv4/ping_gro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Something with one address of each family on the fabric: a node, the controller's or the DNS server's namespace."""
+    """Something with one address of each family on the fabric: a node, the controller, the DNS server."""
 
     name: str
     netns: str
@@ -113,7 +113,7 @@ def make_machine(layout: Layout, machine: Machine, extra_addresses: Iterable[str
 
 
 def set_routes(layout: Layout, machine: Machine, others: Iterable[Machine]) -> None:
-    """Routes of one machine (or the fabric's router) to the pods of the others and to the DNS server's cluster address. Repeatable."""
+    """Routes of a machine (or the fabric's router) to the others' pods and to the cluster's DNS. Repeatable."""
 
     def wire(ipr: IPRoute) -> None:
         index = _index(ipr, "br0" if machine.netns == layout.fabric_netns else "eth0")
@@ -165,7 +165,7 @@ def make_pod(layout: Layout, namespace: str, pod: str, node: Machine, addresses:
 
 
 def partition(layout: Layout, node: Machine, healed: bool) -> None:
-    """Cut a node's port off the fabric, or plug it in again. The carrier stays: packets vanish, as in a real partition."""
+    """Cut a node's port off the fabric, or plug it in again. The carrier stays: packets vanish, as in real life."""
     # pyroute2 takes a bridge port's "state" for the link's and would set it down.
     argv = ["bridge", "-n", layout.fabric_netns, "link", "set", "dev", node.port, "state", "3" if healed else "0"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

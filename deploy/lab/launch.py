@@ -104,7 +104,7 @@ def daemon(
                 start_new_session=True,
                 cwd="/",
                 env=dict(env) if env is not None else None,
-                preexec_fn=entry(cgroup, handles),
+                preexec_fn=entry(cgroup, handles),  # noqa: PLW1509 - it takes no lock
             )
     except (OSError, subprocess.SubprocessError) as error:
         raise LabError(f"cannot start {argv[0]} in {cgroup}: {error}") from error

@@ -49,7 +49,7 @@ class Layout:
     name: str
     slot: int = 0
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
     @property
     def run(self) -> Path:
         return RUNTIME / self.name
@@ -93,7 +93,7 @@ class Layout:
     def container_log(self, namespace: str, pod: str, container: str) -> Path:
         return self.logs / f"{namespace}_{pod}_{container}.log"
 
-    # --- namespaces --------------------------------------------------------------------------------------------------
+    # --- namespaces -------------------------------------------------------------------------------
     @property
     def netns_prefix(self) -> str:
         return f"gsm-{self.name}-"
@@ -117,7 +117,7 @@ class Layout:
         """A namespace's name has no dot, so the last dot separates."""
         return f"{self.netns_prefix}pod-{pod}.{namespace}"
 
-    # --- cgroups -----------------------------------------------------------------------------------------------------
+    # --- cgroups ----------------------------------------------------------------------------------
     @property
     def cgroup(self) -> Path:
         return cgroup_root() / f"gossamer-{self.name}"
@@ -132,7 +132,7 @@ class Layout:
     def pod_cgroup(self, node: str, namespace: str, pod: str, uid: str) -> Path:
         return self.node_cgroup(node) / "pods" / f"{namespace}_{pod}_{uid}"
 
-    # --- addresses ---------------------------------------------------------------------------------------------------
+    # --- addresses --------------------------------------------------------------------------------
     @property
     def pods4(self) -> ipaddress.IPv4Network:
         return ipaddress.IPv4Network(f"10.{10 + self.slot}.0.0/16")

@@ -1,6 +1,7 @@
-"""Kubernetes YAML to objects: what the lab itself needs of an object is checked here, everything else is kept as it came.
+"""Kubernetes YAML to objects: what the lab itself needs of an object is checked here, the rest is kept as it came.
 
-An object stays the plain mapping that Kubernetes would store; only what names it (kind, namespace, name) becomes a `Key`.
+An object stays the plain mapping that Kubernetes would store; only what names it (kind, namespace, name) becomes a
+`Key`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `apply` and `delete` change: from the objects there are and the objects wanted, those to put and those to delete.
+"""What `apply` and `delete` change: from the objects there are and those wanted, which to put and which to delete.
 
 Pure: the time and the random numbers are arguments. Plays the API server (defaults, uids, addresses), the Deployment
 controller and the scheduler.

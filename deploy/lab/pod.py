@@ -97,7 +97,7 @@ class PodRun:
         self._handles: list[int] = []
 
     async def run(self) -> None:
-        """Start everything and keep it running; on cancellation end the containers and remove what belongs to the pod."""
+        """Start everything and keep it running; on cancellation end it and remove what belongs to the pod."""
         try:
             self._prepare()
             async with asyncio.TaskGroup() as tasks:
@@ -225,7 +225,7 @@ class PodRun:
             target.write_text(data[key])
             target.chmod(0o755)
 
-    # --- probes --------------------------------------------------------------------------------------------------------
+    # --- probes -----------------------------------------------------------------------------------
     async def _probe_all(self, spec: Object, state: ContainerState, env: dict[str, str]) -> None:
         ip = self.pod["status"]["podIP"]
         startup, ready, live = (
@@ -309,7 +309,7 @@ class PodRun:
             raise
         return "" if code == 0 else f"{action.command[0]}: exit status {code}"
 
-    # --- end -----------------------------------------------------------------------------------------------------------
+    # --- end --------------------------------------------------------------------------------------
     async def _terminate(self, name: str) -> None:
         """SIGTERM to the container's first process, SIGKILL to all of them after the grace period."""
         group = self.group / name
@@ -319,7 +319,7 @@ class PodRun:
                 os.kill(pid, signal.SIGTERM)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.pod["spec"].get("terminationGracePeriodSeconds", GRACE)
-        while cgroup.populated(group) and loop.time() < end:
+        while cgroup.populated(group) and loop.time() < end:  # noqa: ASYNC110 - cgroup.events sends no asyncio event
             await asyncio.sleep(0.02)
         cgroup.kill(group)
 
@@ -335,7 +335,7 @@ class PodRun:
         self._handles.clear()
         shutil.rmtree(self.files, ignore_errors=True)
 
-    # --- status --------------------------------------------------------------------------------------------------------
+    # --- status -----------------------------------------------------------------------------------
     def status(self) -> Object:
         """The parts of the pod's status that its containers decide."""
         states = list(self.states.values())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.lab.cluster import Say
+from deploy.lab.build import Say
 
 _PLAIN_INTERVAL = 5.0  # seconds between two lines of the same kind where lines stay
 

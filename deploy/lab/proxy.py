@@ -16,7 +16,7 @@ _FAMILIES = (("ip", "ipv4_addr", False), ("ip6", "ipv6_addr", True))
 
 
 def ruleset(ports: Iterable[ServicePort], *, services: Sequence[str], dns: Sequence[str]) -> str:
-    """nft(8) text that replaces the table. `services`: the cluster IP ranges; `dns`: addresses in them that are routed."""
+    """nft(8) text that replaces the table. `services`: the cluster IP ranges; `dns`: routed addresses in them."""
     every = sorted(ports)
     lines = [f"add table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{"]
     chains: list[str] = []
@@ -58,11 +58,11 @@ def _dispatch(services: Sequence[str], dns: Sequence[str]) -> list[str]:
         f"    ct status dnat {family} saddr . {family} daddr @{family}-hairpins masquerade"
         for family, _, _ in _FAMILIES
     ]
-    unmatched = [
-        f"    {'ip6' if ':' in network else 'ip'} daddr {network} "
-        f"{'ip6' if ':' in network else 'ip'} daddr != {{ {', '.join(ip for ip in dns if (':' in ip) == (':' in network))} }} jump refuse"
-        for network in services
-    ]
+    unmatched = []
+    for network in services:
+        family = "ip6" if ":" in network else "ip"
+        routed = ", ".join(ip for ip in dns if (":" in ip) == (":" in network))
+        unmatched.append(f"    {family} daddr {network} {family} daddr != {{ {routed} }} jump refuse")
     return [
         "  chain prerouting {\n    type nat hook prerouting priority dstnat", *lookups, "  }",
         "  chain output {\n    type nat hook output priority -100", *lookups, "  }",
