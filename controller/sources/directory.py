@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = (".yaml", ".yml", ".json")
 _DEBOUNCE_MS = 50
 _RETRY_S = 1.0
-_RESCAN_MS = 2_000  # in case an event was lost: the queue overflowed, or a change fell before the first watch
+_TICK_MS = 200  # bounds how long stopping takes: the watching thread cannot be cancelled
+_RESCAN_S = 2.0  # in case an event was lost, as when inotify's queue overflows
 _EMPTY_GRACE_S = 1.0
 
 
@@ -67,32 +68,30 @@ class Directory:
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Call `changed` after every change that `scan` found; never ends by itself."""
-        stop = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch(stop, changed), name="watch")
+        while True:
             try:
-                await asyncio.Event().wait()
-            finally:
-                stop.set()  # the watching thread looks at this, not at cancellation
-
-    async def _watch(self, stop: asyncio.Event, changed: Callable[[], None]) -> None:
-        while not stop.is_set():
-            try:
-                async for _ in awatch(
-                    self.path,
-                    watch_filter=None,
-                    debounce=_DEBOUNCE_MS,
-                    step=_DEBOUNCE_MS // 2,
-                    rust_timeout=_RESCAN_MS,
-                    yield_on_timeout=True,
-                    recursive=False,
-                    stop_event=stop,
-                ):
-                    if await asyncio.to_thread(self.scan):
-                        changed()
+                await self._watch(changed)
             except (OSError, RuntimeError) as error:
                 _log.error("the source directory cannot be watched; trying again", extra={"cause": str(error)})
             await asyncio.sleep(_RETRY_S)
+
+    async def _watch(self, changed: Callable[[], None]) -> None:
+        look_at = 0.0  # what changed before the watch began was not seen: look once without an event
+        async for events in awatch(
+            self.path,
+            watch_filter=None,
+            debounce=_DEBOUNCE_MS,
+            step=_DEBOUNCE_MS // 2,
+            rust_timeout=_TICK_MS,
+            yield_on_timeout=True,
+            recursive=False,
+        ):
+            now = time.monotonic()
+            if not events and now < look_at:
+                continue
+            look_at = now + _RESCAN_S
+            if await asyncio.to_thread(self.scan):
+                changed()
 
     def _refresh(self, name: str, path: Path) -> bool:
         try:
