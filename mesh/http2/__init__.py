@@ -5,6 +5,8 @@ events       what a connection reports
 errors       LocalProtocolError, StreamGone: the caller's fault; a peer's fault is an event
 _connection  Connection, the Python face
 _session     the same connection as a C struct with `noexcept nogil` functions, for compiled code (cimport it)
+_inbound     what the session does with what arrives: events, rates, violations
+_outbound    what it does with what leaves: whose turn it is, framing
 _stream      buffers, streams, queues of the session
 _nghttp2     libnghttp2's declarations
 

@@ -46,7 +46,7 @@ class Connection:
         """Queue a copy of `data`. LocalProtocolError when room() is less; StreamGone when the stream is over."""
 
     def end(self, stream_id: int) -> None:
-        """END_STREAM after what is queued; the other direction goes on. It waits while a window is used up, as data does."""
+        """END_STREAM after what is queued; the other direction goes on. Like data, it waits for windows to open."""
 
     def trailers(self, stream_id: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """end() with trailing headers."""

@@ -440,6 +440,7 @@ def test_priority_and_unknown_frames_are_ignored(client):
     if not client:
         attacker.open()
     attacker.events.clear()
+    attacker.told.clear()
     before = resident()
     for number in range(20_000):
         attacker.send(PriorityFrame(2 * number + 101, depends_on=2 * number + 103, stream_weight=9).serialize())
