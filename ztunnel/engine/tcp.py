@@ -58,7 +58,9 @@ def bind_last_hop(sock: socket.socket, ip: str) -> None:
     """Bind to the pod's own address without taking a port now, over loopback only, so that ports in TIME_WAIT are
     taken again (net.ipv4.tcp_tw_reuse = 2): short connections do not exhaust them."""
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    # The kernel's IPv6 route to an own address names the device that has it; bound to lo, connect() gives ENETUNREACH.
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
     sock.bind((ip, 0))
 
 
