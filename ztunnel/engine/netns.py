@@ -11,7 +11,8 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,11 +28,18 @@ def open_socket(netns: int, family: int, *, kind: int = socket.SOCK_STREAM, prot
     Needs CAP_SYS_ADMIN. Should the thread be unable to return to its own namespace, the process aborts: everything
     after that would happen in some pod's.
     """
+    with inside(netns):
+        return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+
+
+@contextmanager
+def inside(netns: int) -> Iterator[None]:
+    """This thread, for the length of a block that neither waits nor awaits, in another network namespace; OSError."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _enter(netns)
         try:
-            return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+            yield
         finally:
             _return_to(home)
     finally:
