@@ -53,7 +53,8 @@ cdef class _Fields:
             if not nghttp2_check_header_name(at.name, at.namelen):
                 raise LocalProtocolError(f"header {name!r}: not a lower-case field name (RFC 9113 8.2.1)")
             if not nghttp2_check_header_value_rfc9113(at.value, at.valuelen):
-                raise LocalProtocolError(f"header {name!r}: {value!r} has control characters or outer spaces (RFC 9113 8.2.1)")
+                raise LocalProtocolError(
+                    f"header {name!r}: {value!r} has control characters or outer spaces (RFC 9113 8.2.1)")
             at += 1
         if size > LARGEST_BLOCK:
             raise LocalProtocolError(f"headers of {size} bytes (with 32 for each field): at most {LARGEST_BLOCK}")
@@ -160,7 +161,8 @@ cdef class Connection:
         elif event.kind == core.SETTINGS:
             value = SettingsReceived()
         elif event.kind == core.GOAWAY:
-            value = GoAwayReceived(event.stream, event.code, PyBytes_FromStringAndSize(<const char *>kept, event.length))
+            value = GoAwayReceived(
+                event.stream, event.code, PyBytes_FromStringAndSize(<const char *>kept, event.length))
         else:
             value = Terminated(
                 event.code, PyBytes_FromStringAndSize(<const char *>kept, event.length).decode("latin-1"))

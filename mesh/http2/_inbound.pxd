@@ -8,8 +8,8 @@ from libc.stdlib cimport realloc
 
 from mesh.http2._nghttp2 cimport *
 from mesh.http2._session cimport (
-    BY_PEER, CLOSED, DATA, END_STREAM, ENDED, GOAWAY, HEADERS, INFORMATIONAL, PING_ACK, RESET, SETTINGS, TRAILERS, Bucket,
-    Event, Kind, Session,
+    BY_PEER, CLOSED, DATA, END_STREAM, ENDED, GOAWAY, HEADERS, INFORMATIONAL, PING_ACK, RESET, SETTINGS, TRAILERS,
+    Bucket, Event, Kind, Session,
 )
 from mesh.http2._stream cimport (
     Stream, buffer_append, buffer_drop, buffer_start, fields_append, queue_push, table_add, table_find, table_remove,
@@ -38,7 +38,9 @@ cdef inline Event *emit(Session *self, Kind kind, int32_t stream) noexcept nogil
     return event
 
 
-cdef inline int emit_bytes(Session *self, Kind kind, int32_t stream, uint32_t code, const void *data, size_t n) noexcept nogil:
+cdef inline int emit_bytes(
+    Session *self, Kind kind, int32_t stream, uint32_t code, const void *data, size_t n
+) noexcept nogil:
     cdef size_t offset = self.arena.length
     cdef Event *event
     if buffer_append(&self.arena, data, n) != 0:

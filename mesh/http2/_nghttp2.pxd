@@ -179,5 +179,6 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int nghttp2_submit_shutdown_notice(nghttp2_session *)
 
     const char *nghttp2_strerror(int)
+    const char *nghttp2_http2_strerror(uint32_t)
     int nghttp2_check_header_name(const uint8_t *, size_t)
     int nghttp2_check_header_value_rfc9113(const uint8_t *, size_t)

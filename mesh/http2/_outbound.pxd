@@ -71,7 +71,8 @@ cdef inline ssize_t read_data(
 
 
 cdef inline int send_data(
-    nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source, void *user
+    nghttp2_session *ng, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source,
+    void *user
 ) noexcept nogil:
     """From the stream's buffer straight into the output: the payload is copied once."""
     cdef Session *self = <Session *>user
@@ -94,10 +95,12 @@ cdef inline void end_with(Session *self, uint32_t code, const nghttp2_frame *goa
     """Remember why the connection ends; announce() says it when nothing else is to be said."""
     self.terminated = True
     self.violation = code
-    if goaway != NULL and goaway.goaway.opaque_data_len:
+    if goaway.goaway.opaque_data_len:
         self.detail = NULL  # libnghttp2's own words, kept in block: no header block will come any more
         buffer_drop(&self.block, self.block.length)
         buffer_append(&self.block, goaway.goaway.opaque_data, goaway.goaway.opaque_data_len)
+    elif self.detail == NULL:
+        self.detail = nghttp2_http2_strerror(code)
 
 
 cdef inline int on_headers_sent(Session *self, const nghttp2_frame *frame) noexcept nogil:
@@ -129,7 +132,9 @@ cdef inline int on_frame_sent(nghttp2_session *ng, const nghttp2_frame *frame, v
     return 0
 
 
-cdef inline int on_frame_not_sent(nghttp2_session *ng, const nghttp2_frame *frame, int error, void *user) noexcept nogil:
+cdef inline int on_frame_not_sent(
+    nghttp2_session *ng, const nghttp2_frame *frame, int error, void *user
+) noexcept nogil:
     """A response that cannot be sent must not leave the peer waiting; a request's stream is closed by libnghttp2."""
     if frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         if error != NGHTTP2_ERR_STREAM_CLOSED and error != NGHTTP2_ERR_STREAM_CLOSING:

@@ -1,13 +1,14 @@
 """An HTTP/2 connection as a C struct: for compiled code that has no GIL. mesh.http2.Connection is built on the same.
 
     session = session_new(&config)
-    session_receive(session, bytes, length, now); read session.events[0 .. session.event_count); session_events_done(session)
+    session_receive(session, bytes, length, now)
+    read session.events[0 .. session.event_count); session_events_done(session)
     session_request / session_respond / session_write / session_end / session_reset / session_consume ...
     session_fill(session, limit); send buffer_start(&session.out), session.out.length; session_taken(session, sent)
 
-A session belongs to one thread at a time. Events are plain records; those with bytes point (DATA) into what was given to
-session_receive, valid as long as that is, or (HEADERS, PING_ACK, GOAWAY, TERMINATED) by offset into session.arena, valid
-until session_events_done. Functions that return int answer 0 or a libnghttp2 error (nghttp2_strerror).
+A session belongs to one thread at a time. Events are plain records; those with bytes point (DATA) into what was given
+to session_receive, valid as long as that is, or (HEADERS, PING_ACK, GOAWAY, TERMINATED) by offset into session.arena,
+valid until session_events_done. Functions that return int answer 0 or a libnghttp2 error (nghttp2_strerror).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
@@ -112,7 +113,8 @@ cdef Stream *session_stream(Session *self, int32_t id) noexcept nogil
 cdef size_t session_available_streams(Session *self) noexcept nogil
 cdef int32_t session_request(Session *self, const nghttp2_nv *fields, size_t count, bint end) noexcept nogil
 cdef int session_inform(Session *self, Stream *stream, const nghttp2_nv *fields, size_t count) noexcept nogil
-cdef int session_respond(Session *self, Stream *stream, const nghttp2_nv *fields, size_t count, bint end) noexcept nogil
+cdef int session_respond(
+    Session *self, Stream *stream, const nghttp2_nv *fields, size_t count, bint end) noexcept nogil
 cdef int session_write(Session *self, Stream *stream, const uint8_t *data, size_t length) noexcept nogil
 cdef int session_trailers(Session *self, Stream *stream, const nghttp2_nv *fields, size_t count) noexcept nogil
 cdef void session_end(Session *self, Stream *stream) noexcept nogil

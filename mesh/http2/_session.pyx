@@ -3,11 +3,12 @@
 
 Three things are done here and not left to libnghttp2:
 
-* Send order. At any time one stream at most (`turn`) may produce one DATA frame; the others are deferred. So streams take
-  turns frame by frame, whatever PRIORITY frames the peer sends and whichever priority scheme it prefers.
+* Send order. At any time one stream at most (`turn`) may produce one DATA frame; the others are deferred. So streams
+  take turns frame by frame, whatever PRIORITY frames the peer sends and whichever priority scheme it prefers.
 * Control frames are framed at once after input, so that violations are known when session_receive returns, and counted:
   a peer that does not read its answers is cut off at max_control_backlog.
-* Rates of what costs more to answer than to send: resets (those a violation provokes too), pings, settings, empty frames.
+* Rates of what costs more to answer than to send: resets (those a violation provokes too), pings, settings, empty
+  frames.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
@@ -62,7 +63,7 @@ cdef nghttp2_option *option_new(const Config *config) noexcept nogil:
 
 
 cdef Session *session_new(const Config *config) noexcept nogil:
-    """A session whose first frames (preface, SETTINGS, connection window) are ready to be filled; NULL without memory."""
+    """A session whose first frames (preface, SETTINGS, connection window) are ready to fill; NULL without memory."""
     cdef Session *self = <Session *>calloc(1, sizeof(Session))
     cdef nghttp2_session_callbacks *callbacks = callbacks_new()
     cdef nghttp2_option *option = option_new(config)
@@ -135,6 +136,7 @@ cdef void session_receive(Session *self, const uint8_t *data, size_t length, dou
         return
     self.now = now
     self.violation = 0
+    self.detail = NULL
     taken = nghttp2_session_mem_recv(self.ng, data, length)
     if taken < 0:
         if self.violation == 0:
@@ -164,7 +166,7 @@ cdef void session_events_done(Session *self) noexcept nogil:
 
 
 cdef int frame_control(Session *self) noexcept nogil:
-    """Everything but DATA (and DATA of the stream whose turn it is) goes into the output. Answers 0, or -1 when dead."""
+    """Everything but DATA (and DATA of the stream whose turn it is) goes into the output. -1 when dead."""
     cdef const uint8_t *data = NULL
     cdef ssize_t length
     while not self.dead:
@@ -246,7 +248,7 @@ cdef Stream *session_stream(Session *self, int32_t id) noexcept nogil:
 
 
 cdef size_t session_available_streams(Session *self) noexcept nogil:
-    """Requests that may be opened now: the peer's SETTINGS_MAX_CONCURRENT_STREAMS (100 until it is known) less the open."""
+    """Requests that may be opened now: the peer's SETTINGS_MAX_CONCURRENT_STREAMS (100 until known) less the open."""
     cdef uint32_t most
     if self.terminated or self.dead or not self.config.client or self.goaway_received:
         return 0
@@ -279,7 +281,9 @@ cdef int session_inform(Session *self, Stream *stream, const nghttp2_nv *fields,
     return nghttp2_submit_headers(self.ng, NGHTTP2_FLAG_NONE, stream.id, NULL, fields, count, NULL)
 
 
-cdef int session_respond(Session *self, Stream *stream, const nghttp2_nv *fields, size_t count, bint end) noexcept nogil:
+cdef int session_respond(
+    Session *self, Stream *stream, const nghttp2_nv *fields, size_t count, bint end
+) noexcept nogil:
     cdef nghttp2_data_provider provider
     cdef int failed
     provider.source.ptr = NULL
@@ -355,18 +359,19 @@ cdef int session_ping(Session *self, const uint8_t *opaque) noexcept nogil:
 
 cdef int session_shutdown_notice(Session *self) noexcept nogil:
     """Server: GOAWAY with the highest stream id (RFC 9113 6.8): no request is lost, the client stops asking."""
+    cdef size_t before = nghttp2_session_get_outbound_queue_size(self.ng)
     cdef int failed = nghttp2_submit_shutdown_notice(self.ng)
-    if failed == 0:
-        self.own_goaways += 1
+    # libnghttp2 queues nothing when a GOAWAY was sent or received before.
+    self.own_goaways += nghttp2_session_get_outbound_queue_size(self.ng) - before
     return failed
 
 
 cdef int session_goaway(Session *self, uint32_t code, const uint8_t *debug, size_t length) noexcept nogil:
     """GOAWAY naming the last stream that was processed; open streams go on."""
+    cdef size_t before = nghttp2_session_get_outbound_queue_size(self.ng)
     cdef int failed = nghttp2_submit_goaway(
         self.ng, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(self.ng), code, debug, length)
-    if failed == 0:
-        self.own_goaways += 1
+    self.own_goaways += nghttp2_session_get_outbound_queue_size(self.ng) - before
     return failed
 
 

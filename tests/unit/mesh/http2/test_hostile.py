@@ -89,6 +89,7 @@ class Attacker:
         (ended,) = only(self.events, Terminated)
         assert self.events[-1] is ended
         assert ended.error_code == code, ended
+        assert ended.detail
         goaway = self.told[-1]
         assert isinstance(goaway, GoAwayFrame)
         assert goaway.error_code == code
@@ -148,6 +149,18 @@ def test_a_connection_error(name):
     build, code = BROKEN[name]
     attacker.send(build(attacker))
     attacker.assert_terminated(code)
+
+
+@pytest.mark.parametrize("farewells", [0, 1, 2, 3])
+def test_a_violation_after_our_own_goaway_is_still_one(farewells):
+    attacker = Attacker()
+    attacker.open()
+    for number in range(farewells):
+        (attacker.victim.goaway if number == 1 else attacker.victim.shutdown_notice)()
+    attacker.send(b"")
+    assert len([frame for frame in attacker.told if isinstance(frame, GoAwayFrame)]) == min(farewells, 2)
+    attacker.send(header(8, 6, 0, 1) + bytes(8))
+    attacker.assert_terminated(PROTOCOL_ERROR)
 
 
 def test_garbage_instead_of_a_preface():
