@@ -55,12 +55,12 @@ def tune(sock: socket.socket) -> None:
 
 
 def bind_last_hop(sock: socket.socket, ip: str) -> None:
-    """Bind to the pod's own address without taking a port now, over loopback only, so that ports in TIME_WAIT are
-    taken again (net.ipv4.tcp_tw_reuse = 2): short connections do not exhaust them."""
+    """Bind to the pod's own address without taking a port now: connect() then chooses one that is free towards this
+    destination, one in TIME_WAIT too (net.ipv4.tcp_tw_reuse = 1, which enrolment sets in the pod's netns).
+
+    Not bound to `lo`: where another device has the address, answers over loopback count as that device's, and a socket
+    bound to `lo` never sees them (IPv4); there is not even a route (IPv6)."""
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    # The kernel's IPv6 route to an own address names the device that has it; bound to lo, connect() gives ENETUNREACH.
-    if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
     sock.bind((ip, 0))
 
 
