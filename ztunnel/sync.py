@@ -54,6 +54,8 @@ class Sync:
     connected: bool = False
     synced: bool = False  # a first Update has been applied since the agent started
     error: str = ""
+    updates: int = 0  # received since the agent started
+    terminations: int = 0  # streams that were up and ended
     _statuses: dict[str, PodStatus] = field(default_factory=dict)  # by instance: the latest of each
     _unsent: dict[str, PodStatus] = field(default_factory=dict)
     _outgoing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,6 +97,7 @@ class Sync:
                     await self._converse()
                 except* (OSError, aiohttp.ClientError, TimeoutError, Refusal, Gibberish) as group:
                     self.error = "; ".join(f"{type(e).__name__}: {e}" for e in _leaves(group))
+                self.terminations += self.connected
                 self.connected = False
                 attempt = 1 if clock() - began > _STABLE else attempt + 1
                 seconds = backoff(attempt, self.rng)
@@ -128,6 +131,7 @@ class Sync:
             update, undecodable = decode_update(data)
         except ValueError as error:
             raise Gibberish(f"no Update: {error}") from None
+        self.updates += 1
         self.holdings, invalid = self.holdings.after(update)
         self.apply(self.holdings)
         self.synced = True

@@ -52,6 +52,10 @@ class Controller(Protocol):
     def synced(self) -> bool: ...  # a first full state has been applied since the agent started
     @property
     def error(self) -> str: ...
+    @property
+    def updates(self) -> int: ...  # received since the agent started
+    @property
+    def terminations(self) -> int: ...  # streams that were up and ended
 
 
 class AgentView(Protocol):

@@ -32,6 +32,16 @@ def collect(view: AgentView, kernel: Description | None, version: str) -> Iterat
 def _control(view: AgentView) -> Iterator[Metric]:
     controller, snapshot = view.controller, view.snapshot
     yield _gauge("gossamer_controller_connected", "1 while its stream is up.", ({}, int(controller.connected)))
+    yield _counter(
+        "istio_xds_connection_terminations",
+        "Streams from the controller that were up and ended.",
+        ({}, controller.terminations),
+    )
+    yield _counter(
+        "istio_xds_message",
+        "Messages from the controller.",
+        ({"url": "gossamer.Update"}, controller.updates),
+    )
     yield _gauge("gossamer_snapshot_version", "Version of the snapshot that decides.", ({}, snapshot.version))
     yield _gauge(
         "gossamer_snapshot_resources",
@@ -52,10 +62,8 @@ def _control(view: AgentView) -> Iterator[Metric]:
 
 
 def _refusals(view: AgentView) -> Metric:
-    counted = Metric("gossamer_kernel_refused", "Connections that the kernel side refused, by reason.", "counter")
-    for reason, n in sorted(view.kernel_counters().items()):
-        counted.add_sample("gossamer_kernel_refused_total", {"reason": reason.name}, n)
-    return counted
+    counted = (({"reason": reason.name}, n) for reason, n in sorted(view.kernel_counters().items()))
+    return _counter("gossamer_kernel_refused", "Connections that the kernel side refused, by reason.", *counted)
 
 
 def _maps(kernel: Description) -> Iterator[Metric]:
@@ -70,4 +78,11 @@ def _gauge(name: str, text: str, *samples: tuple[dict[str, str], float]) -> Metr
     family = Metric(name, text, "gauge")
     for labels, value in samples:
         family.add_sample(name, labels, value)
+    return family
+
+
+def _counter(name: str, text: str, *samples: tuple[dict[str, str], float]) -> Metric:
+    family = Metric(name, text, "counter")
+    for labels, value in samples:
+        family.add_sample(f"{name}_total", labels, value)
     return family

@@ -118,6 +118,8 @@ class SmallController:
     connected: bool = True
     synced: bool = True
     error: str = ""
+    updates: int = 4
+    terminations: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,6 +137,8 @@ async def test_metrics_of_the_node(tmp_path: Path) -> None:
         'gossamer_bpf_map_entries{map="flows"} 5',
         'gossamer_bpf_map_max_entries{map="flows"} 100',
         "gossamer_controller_connected 1",
+        "istio_xds_connection_terminations_total 2",
+        'istio_xds_message_total{url="gossamer.Update"} 4',
         'gossamer_snapshot_resources{kind="workload"} 3',
     ):
         assert expected in lines
