@@ -1,5 +1,5 @@
-"""One node and its pods as network namespaces, cgroups and a bpffs of our own, and workers: processes in a chosen cgroup and
-netns that do with sockets what a test tells them."""
+"""One node and its pods as network namespaces, cgroups and a bpffs of our own, and workers: processes in a chosen
+cgroup and netns that do with sockets what a test tells them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ class Pod:
     name: str
     ip4: str
     ip6: str
+
+    @property
+    def veth(self) -> str:
+        """Its device in the node's netns."""
+        return f"v{self.ip4.rpartition('.')[2]}"
+
+    @property
+    def mac(self) -> str:
+        """Of its eth0."""
+        return f"02:00:00:00:01:{self.ip4.rpartition('.')[2]}"
 
     @property
     def netns(self) -> Path:
@@ -95,7 +105,7 @@ class Rig:
         n = len(self.pods) + 10
         pod = Pod(name=f"{self.tag}-p{n}", ip4=f"10.93.0.{n}", ip6=f"fd93::1:{n}")
         self.pods.append(pod)
-        node, veth = self.node.name, f"v{n}"
+        node, veth = self.node.name, pod.veth
         run("ip", "netns", "add", pod.name)
         script = f"""
             netns exec {pod.name} sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
@@ -104,9 +114,9 @@ class Rig:
             -n {node} link set {veth} address 02:00:00:00:00:01 up
             -n {node} addr add 169.254.1.1/32 dev {veth}
             -n {node} -6 addr add fe80::1/64 dev {veth} nodad
-            -n {node} route add {pod.ip4}/32 dev {veth}
-            -n {node} -6 route add {pod.ip6}/128 dev {veth}
-            -n {pod.name} link set eth0 up
+            -n {node} route add {pod.ip4}/32 dev {veth} src {NODE4}
+            -n {node} -6 route add {pod.ip6}/128 dev {veth} src {NODE6}
+            -n {pod.name} link set eth0 address {pod.mac} up
             -n {pod.name} addr add {pod.ip4}/32 dev eth0
             -n {pod.name} -6 addr add {pod.ip6}/128 dev eth0 nodad
             -n {pod.name} route add 169.254.1.1/32 dev eth0
@@ -145,26 +155,30 @@ class Rig:
         subprocess.run(["umount", str(self.bpffs)], capture_output=True, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
         for name in ("agent", "kubelet", "host", "pods", ""):
-            with_retries(lambda name=name: (self.cgroup / name).rmdir())
+            self.remove_cgroup(self.cgroup / name)
 
+    @staticmethod
+    def ip(*arguments: str) -> None:
+        run("ip", *arguments)
 
-def with_retries(action: Any) -> None:
-    """A cgroup is busy for a moment after its last process was reaped."""
-    for _ in range(200):
-        try:
-            action()
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            select.select([], [], [], 0.02)
-    action()
+    @staticmethod
+    def remove_cgroup(path: Path) -> None:
+        """It is busy for a moment after its last process was reaped."""
+        for _ in range(200):
+            try:
+                path.rmdir()
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                select.select([], [], [], 0.02)
+        path.rmdir()
 
 
 class AgentListeners:
-    """The listening sockets of an agent in one pod, on arbitrary ports: outbound, plaintext, tunnel for both families."""
+    """The listening sockets of an agent in one pod, on arbitrary ports, both families."""
 
     def __init__(self, pod: Pod) -> None:
         self.sockets: dict[str, socket.socket] = {}
@@ -269,6 +283,9 @@ class Sockets:
         s = socket.socket()
         s.sendto(data, socket.MSG_FASTOPEN, (host, port))
         return self._keep(s)
+
+    def wait_forever(self, number: int) -> None:
+        self.sockets[number].settimeout(None)
 
     def disconnect(self, number: int) -> None:
         address = struct.pack("=H14x", socket.AF_UNSPEC)
