@@ -39,6 +39,15 @@ def port_of(fd: int | None) -> int:
         return sock.getsockname()[1]
 
 
+async def eventually(true: Callable[[], object]) -> None:
+    """Wait for what no fact tells."""
+    for _ in range(int(DEADLINE * 100)):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
 @dataclass
 class Memory:
     """The kernel side: what was dialled, and whom the application shall see."""
