@@ -65,7 +65,7 @@ def status(view: AgentView, kernel: Description | OSError, version: str, now: da
             "outbound": sum(not c.inbound for c in connections),
             "older": len(view.older()),
         },
-        "pods": [_pod(p, snapshot) for p in pods],
+        "pods": [_pod(p, snapshot) for p in sorted(pods, key=lambda p: (p.namespace, p.name))],
     }
 
 

@@ -15,6 +15,7 @@ class Column:
     title: str
     cell: Callable[[Item], str]
     right: bool = False
+    stacked: bool = False  # on a terminal, what commas separate stands one below the other
     optional: bool = False  # left out of a table in which no row has it
 
 
@@ -118,7 +119,7 @@ PODS = (
     Column("NAMESPACE", text("namespace")),
     Column("POD", text("name")),
     Column("STATE", text("state")),
-    Column("ADDRESS", text("addresses")),
+    Column("ADDRESS", text("addresses"), stacked=True),
     Column("IDENTITY", text("identity")),
     Column("ERROR", text("error"), optional=True),
 )
@@ -126,7 +127,7 @@ WORKLOADS = (
     TOLD_BY,
     Column("NAMESPACE", text("namespace")),
     Column("NAME", text("name")),
-    Column("ADDRESS", text("addresses")),
+    Column("ADDRESS", text("addresses"), stacked=True),
     Column("NODE", text("node")),
     Column("PROTOCOL", text("protocol")),
     Column("STATUS", text("status")),
@@ -137,7 +138,7 @@ SERVICES = (
     TOLD_BY,
     Column("NAMESPACE", text("namespace")),
     Column("NAME", text("name")),
-    Column("ADDRESS", text("addresses")),
+    Column("ADDRESS", text("addresses"), stacked=True),
     Column("PORTS", _ports),
     Column("ENDPOINTS", lambda s: f"{s['endpoints_healthy']}/{s['endpoints_total']}", right=True),
     Column("HOSTNAME", text("hostname")),
@@ -243,7 +244,10 @@ def show(tables: Iterable[Table], out: TextIO) -> None:
         for column in shown.columns:
             grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
         for row in shown.rows:
-            grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+            cells = (
+                c.replace(",", "\n") if column.stacked else c for c, column in zip(row, shown.columns, strict=True)
+            )
+            grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
         console.print(grid)
 
 
