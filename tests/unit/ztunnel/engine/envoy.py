@@ -142,14 +142,14 @@ async def running(configuration: dict, directory: Path) -> AsyncIterator[None]:
     """Envoy with one worker, ready to accept."""
     file, log = directory / "envoy.json", directory / "envoy.log"
     file.write_text(json.dumps(configuration))
-    arguments = ["-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-path", str(log)]
-    with (directory / "envoy.out").open("wb") as output:
+    arguments = ["-c", str(file), "--concurrency", "1", "--disable-hot-restart"]
+    with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(str(BINARY), *arguments, stdout=output, stderr=output)
     try:
         for _ in range(300):  # a probing connection would become a CONNECT
-            if log.exists() and "all dependencies initialized. starting workers" in log.read_text():
+            if "all dependencies initialized. starting workers" in log.read_text():
                 break
-            assert process.returncode is None, (directory / "envoy.out").read_text()
+            assert process.returncode is None, log.read_text()
             await asyncio.sleep(0.1)
         else:
             raise AssertionError(f"Envoy does not start: {log.read_text()}")
