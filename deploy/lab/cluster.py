@@ -203,7 +203,7 @@ class Lab:
 
     # --- waiting ----------------------------------------------------------------------------------
     def wait(self, timeout: float = 120.0) -> None:
-        """Until all pods are ready, services and names are in force and, with agents, enrolment is as the labels ask."""
+        """Until pods are ready, services and names in force and, with agents, enrolment is as the labels ask."""
         end = time.monotonic() + timeout
         while True:
             reason = self.waiting_for()

@@ -6,7 +6,7 @@ import web
 def answer(path, headers):
     if path == "/health":
         return {"status": "details is healthy"}
-    _, what, number = (path.split("/") + ["", ""])[:3]
+    _, what, number = [*path.split("/"), "", ""][:3]
     if what != "details" or not number.isdigit():
         return None
     return {

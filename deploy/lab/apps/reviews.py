@@ -1,4 +1,4 @@
-"""What readers wrote about a book: v1 without stars, v2 with black ones, v3 with red ones (which come from `ratings`)."""
+"""What readers wrote about a book: v1 without stars; v2 with black ones, v3 with red ones, both from `ratings`."""
 
 import os
 
@@ -17,7 +17,7 @@ TEXTS = {
 def answer(path, headers):
     if path == "/health":
         return {"status": "reviews is healthy"}
-    _, what, number = (path.split("/") + ["", ""])[:3]
+    _, what, number = [*path.split("/"), "", ""][:3]
     if what != "reviews" or not number.isdigit():
         return None
     reviews = [{"reviewer": name, "text": text} for name, text in TEXTS.items()]

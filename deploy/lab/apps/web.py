@@ -1,6 +1,7 @@
 """What the four applications share: an HTTP/1.1 server with keep-alive, and a client that keeps its connections.
 
-Only the standard library, and little of it: with `python3 -S -E` an application answers a tenth of a second after its start.
+Only the standard library, and little of it: with `python3 -S -E` an application answers
+a tenth of a second after its start.
 """
 
 import http.client
@@ -34,7 +35,7 @@ class Service:
         self._idle = queue.LifoQueue(maxsize=16)
 
     def get(self, path, headers=None):
-        """GET a JSON document; one more attempt on a fresh connection if a kept one has been closed by the other side."""
+        """GET a JSON document; tried again on a fresh connection if a kept one was closed by the other side."""
         try:
             return self._once(self._idle.get_nowait(), path, headers or {})
         except (queue.Empty, OSError, http.client.HTTPException):
