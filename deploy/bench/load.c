@@ -492,7 +492,7 @@ static void run_hold(void) {
 static double number(const char *option, const char *text, double low, double high) {
   char *end;
   double value = strtod(text, &end);
-  if (*end || value < low || value > high) die(USAGE, "%s %s: give a number from %g to %g", option, text, low, high);
+  if (*end || !(value >= low && value <= high)) die(USAGE, "%s %s: give a number from %g to %g", option, text, low, high);
   return value;
 }
 

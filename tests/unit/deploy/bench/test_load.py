@@ -1,0 +1,200 @@
+"""The load program against its own server, and against servers that lie to it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.bench.load import compiled, words
+
+WRONG_BYTES, USAGE, BROKEN = 1, 2, 3
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def port(program: Path) -> Iterator[int]:
+    """A load server on a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+    argv = [program, *words("server", port=number)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline()) == {"listening": number}
+        yield number
+        server.kill()
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def answer(program: Path, command: str, port: int, **options: float) -> dict[str, Any]:
+    done = run(program, *words(command, port=port, **options))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_compiled_once(tmp_path: Path) -> None:
+    first = compiled(tmp_path)
+    stamp = first.stat().st_mtime_ns
+    assert compiled(tmp_path) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert list(tmp_path.iterdir()) == [first]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connections": 1, "size": 1},
+        {"connections": 3, "size": 100},
+        {"connections": 2, "size": 1_000_000},  # larger than socket buffers: both ends have bytes that must wait
+        {"connections": 8, "size": 4096, "threads": 3},
+    ],
+    ids=str,
+)
+def test_echo(program: Path, port: int, options: dict[str, int]) -> None:
+    found = answer(program, "echo", port, seconds=0.2, **options)
+    assert 0 < found["messages"] <= found["total_messages"]
+    latency = found["latency_us"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p999"] <= latency["max"] * 1.01
+    assert found["rate"] == pytest.approx(found["messages"] / 0.2, rel=0.01)
+
+
+def test_stream_counts_what_the_receiver_confirmed(program: Path, port: int) -> None:
+    found = answer(program, "stream", port, seconds=0.2, connections=2)
+    assert found["bytes"] > 1_000_000
+    assert found["gbit_per_s"] == pytest.approx(found["bytes"] * 8 / found["seconds"] / 1e9, rel=0.01)
+
+
+def test_connects(program: Path, port: int) -> None:
+    found = answer(program, "connects", port, seconds=0.2, connections=2)
+    assert found["connects"] > 0
+    assert found["latency_us"]["p50"] > 0
+
+
+def test_hold_keeps_connections_until_stdin_ends(program: Path, port: int) -> None:
+    argv = [program, *words("hold", port=port, connections=5)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as held:
+        assert held.stdin is not None
+        assert held.stdout is not None
+        assert json.loads(held.stdout.readline()) == {"ready": 5}
+        assert held.poll() is None
+        held.stdin.close()
+        assert json.loads(held.stdout.readline())["figure"] == "hold"
+        assert held.wait(timeout=30) == 0
+
+
+def _read(client: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := client.recv(size - len(data))):
+        data += more
+    return data
+
+
+def _flip(client: socket.socket) -> None:
+    data = bytearray(_read(client, 100))
+    data[57] ^= 1
+    client.sendall(data)
+
+
+def _swap_messages(client: socket.socket) -> None:
+    first = _read(client, 100)
+    client.sendall(first)
+    _read(client, 100)
+    client.sendall(first)
+
+
+def _too_much(client: socket.socket) -> None:
+    client.sendall(_read(client, 100))
+    client.sendall(_read(client, 100) + b"x")
+
+
+def _cut(client: socket.socket) -> None:
+    client.sendall(_read(client, 100)[:40])
+
+
+def _cut_short(client: socket.socket) -> None:
+    client.sendall(_read(client, 16)[:4])
+
+
+def _summary(count_off: int, bad: int) -> Callable[[socket.socket], None]:
+    def lie(client: socket.socket) -> None:
+        count = 0
+        while more := client.recv(1 << 20):
+            count += len(more)
+        client.sendall((count + count_off).to_bytes(8, "little") + bad.to_bytes(8, "little"))
+
+    return lie
+
+
+LIARS = [
+    ("echo", _flip, WRONG_BYTES, "came back changed"),
+    ("echo", _swap_messages, WRONG_BYTES, "wrong bytes"),
+    ("echo", _too_much, WRONG_BYTES, "wrong bytes"),
+    ("echo", _cut, BROKEN, "ended 60 bytes early"),
+    ("connects", _cut_short, BROKEN, "ended 12 bytes early"),
+    ("stream", _summary(-1, 0), WRONG_BYTES, "arrived"),
+    ("stream", _summary(0, 4097), WRONG_BYTES, "offset 4096"),
+]
+
+
+@pytest.mark.parametrize(("command", "lie", "status", "text"), LIARS, ids=[f"{c}-{t}" for c, _, _, t in LIARS])
+def test_a_server_that_lies_is_found_out(
+    program: Path, command: str, lie: Callable[[socket.socket], None], status: int, text: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                lie(client)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(1 << 20):
+                    continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        done = run(program, *words(command, port=listener.getsockname()[1], connections=1, seconds=0.2))
+        thread.join(timeout=30)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert text in done.stderr
+
+
+def test_the_server_finds_bytes_that_moved_in_a_stream(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"S" + bytes(999))  # not the pattern
+        client.shutdown(socket.SHUT_WR)
+        summary = _read(client, 16)
+    assert int.from_bytes(summary[:8], "little") == 1000
+    assert 0 < int.from_bytes(summary[8:], "little") <= 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("dance", "--port", "1"),
+        ("echo",),
+        ("echo", "--port", "0"),
+        ("echo", "--port", "7", "--seconds", "nan"),
+        ("echo", "--port", "7", "--host", "nowhere"),
+    ],
+    ids=str,
+)
+def test_wrong_usage(program: Path, arguments: tuple[str, ...]) -> None:
+    done = run(program, *arguments)
+    assert done.returncode == USAGE
+    assert done.stderr.startswith("load")
