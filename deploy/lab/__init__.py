@@ -12,7 +12,8 @@ The lab plays what Kubernetes would play around the mesh, and nothing of the mes
                             which service), proxy.py (nftables text), dns.py (dnsmasq's records)
     the mesh                agents.py starts the real agent on each node and the real controller
     you                     cluster.py is the lab as an object (up, apply, exec, down…); command.py its command line,
-                            status.py its tables, demo.py the guided tour
+                            status.py its tables, wire.py what is on the fabric,
+                            demo.py the guided tour
 
 A lab is named. Everything it makes carries its name, and `down` finds all of it again by that name alone, also after
 a crash.

@@ -221,7 +221,7 @@ def _status(options: Options) -> int:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 180).print(status.tables(state))
+        Console(width=None if sys.stdout.isatty() else 140).print(status.tables(state))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -71,7 +72,7 @@ def _pod(lab: Lab, pod: Object, said: dict[str, Json]) -> Json:
 
 
 def tables(state: Json) -> RenderableType:
-    nodes = Table(title=f"lab {state['name']}: nodes", title_justify="left", header_style="bold")
+    nodes = Table(title=f"lab {state['name']}: nodes", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for column in ("node", "address", "pods", "kubelet", "agent", "fabric"):
         nodes.add_column(column)
     for node in state["nodes"]:
@@ -86,16 +87,16 @@ def tables(state: Json) -> RenderableType:
             _coloured(agent),
             "[red]partitioned[/]" if node["partitioned"] else "connected",
         )
-    pods = Table(title="pods", title_justify="left", header_style="bold")
+    pods = Table(title="pods", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for column in ("namespace", "name", "ip", "node", "identity", "enrolled", "ready", "restarts"):
-        pods.add_column(column, overflow="fold", justify="right" if column == "restarts" else "left")
+        pods.add_column(column, no_wrap=True, justify="right" if column == "restarts" else "left")
     for pod in state["pods"]:
         pods.add_row(
             pod["namespace"],
             pod["name"],
             pod["ip"],
             pod["node"],
-            pod["identity"].removeprefix("spiffe://"),
+            pod["identity"].removeprefix("spiffe://cluster.local/"),
             {True: "[green]yes[/]", False: "no", None: "-"}[pod["enrolled"]],
             "[green]yes[/]" if pod["ready"] else f"[yellow]no ({pod['phase']})[/]",
             str(pod["restarts"]),

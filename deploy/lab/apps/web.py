@@ -28,7 +28,7 @@ class Service:
     """Another service by name and port. Connections are kept and used again, but not for ever: a service address picks
     a pod per connection, and a page should show all the versions of a service now and then."""
 
-    REQUESTS_PER_CONNECTION = 4
+    REQUESTS_PER_CONNECTION = 2
 
     def __init__(self, name, port=9080, timeout=3.0):
         self.name, self.port, self.timeout = name, port, timeout
