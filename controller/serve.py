@@ -34,7 +34,7 @@ STREAM_PATH, CERTIFICATES_PATH = "/v1/stream", "/v1/certificates"
 NODE_HEADER = "X-Gossamer-Node"
 MAX_NODE_MESSAGE = 16 << 20  # a hello names every resource: about 100 bytes each
 _CERTIFICATE_RATE, _CERTIFICATE_BURST = 20.0, 500.0  # per node and second
-_HEARTBEAT_S = 10.0
+_HEARTBEAT_S = 20.0  # a node that has not answered a ping after half of that is gone
 _SILENCE_S = 15.0  # from a connection's start to its first whole request header
 _BODY_TIMEOUT_S = 10.0
 

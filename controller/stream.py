@@ -106,8 +106,6 @@ class Session:
 
 def _cut(changed: list[tuple[str, Entry]], limit: int) -> tuple[bool, list[tuple[str, Entry]]]:
     """(all of it?, what fits). Cutting is for the first update of a huge mesh, in an order that denies first."""
-    if len(changed) * 256 < limit and len(changed) < 1000:
-        return True, changed
     changed.sort(key=lambda pair: _ORDER[pair[0].partition("/")[0]])
     size = 0
     for index, (_, entry) in enumerate(changed):
