@@ -9,7 +9,6 @@ envoy-hbone     the same, but one HTTP/2 CONNECT stream for each, over shared mT
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,21 +80,22 @@ def _nothing(setting: Setting, stack: ExitStack) -> Lane:
 
 def _unenrolled(setting: Setting, stack: ExitStack) -> Lane:
     mesh = setting.mesh()
-    load.serve(setting.program, mesh.plain.server, APP_PORT)
+    stack.enter_context(load.serving(setting.program, mesh.plain.server, APP_PORT))
     dial = Endpoint(host=mesh.plain.server.address, port=APP_PORT)
     return Lane(pair=mesh.plain, dial=dial, crosses=APP_PORT, proxies=mesh.agents)
 
 
 def _gossamer(setting: Setting, stack: ExitStack) -> Lane:
     mesh = setting.mesh()
-    load.serve(setting.program, mesh.ambient.server, APP_PORT)
+    stack.enter_context(load.serving(setting.program, mesh.ambient.server, APP_PORT))
     dial = Endpoint(host=mesh.ambient.server.address, port=APP_PORT)
 
     def prove() -> dict[str, str]:
-        live = [one for one in mesh.connections() if str(dial) in json.dumps(one)]
+        listed = mesh.connections()
+        live = [one for one in listed if one["destination"]["address"] == str(dial) and one["protocol"] == "HBONE"]
         if not live:
-            raise BenchError(f"the client's agent lists no connection to {dial}")
-        return {"agent": json.dumps(live[0])}
+            raise BenchError(f"the client's agent lists no HBONE connection to {dial}, only {listed}")
+        return {end: str(live[0][end]["identity"]) for end in ("source", "destination")}
 
     return Lane(pair=mesh.ambient, dial=dial, crosses=_HBONE_PORT, proxies=mesh.agents, prove=prove)
 
@@ -176,7 +176,7 @@ def _room(setting: Setting, name: str) -> Path:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="none", title="nothing attached", prepare=_nothing),
-    Column(name="unenrolled", title="un-enrolled beside us", prepare=_unenrolled),
+    Column(name="unenrolled", title="un-enrolled beside", prepare=_unenrolled),
     Column(name="gossamer", title="gossamer", prepare=_gossamer),
     Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
     Column(name="envoy-hbone", title="Envoy HBONE", prepare=_envoy_hbone),

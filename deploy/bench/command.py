@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         json.dump(report.document(outcome), sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        report.show(outcome, Console())
+        report.show(outcome)
     return 0
 
 

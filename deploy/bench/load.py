@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,17 @@ def ask(program: Path, seat: Seat, command: str, host: str, port: int, **options
     return answer
 
 
-def serve(program: Path, seat: Seat, port: int) -> subprocess.Popen[str]:
-    """Start the server in a pod and return once it listens."""
-    server = seat.start([str(program), *words("server", port=port)])
-    line = server.stdout.readline() if server.stdout else ""
-    if not line.startswith('{"listening"'):
-        raise BenchError(f"the load server did not start: {server.communicate(timeout=5)[1].strip()}")
-    return server
+@contextmanager
+def serving(program: Path, seat: Seat, port: int) -> Iterator[None]:
+    """A server in a pod, listening, for as long as the block runs."""
+    with seat.start([str(program), *words("server", port=port)]) as server:
+        try:
+            line = server.stdout.readline() if server.stdout else ""
+            if not line.startswith('{"listening"'):
+                raise BenchError(f"the load server did not start: {server.communicate(timeout=5)[1].strip()}")
+            yield
+        finally:
+            server.kill()
 
 
 class Held:

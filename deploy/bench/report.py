@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,16 +14,17 @@ from deploy.bench.rounds import Outcome
 from deploy.bench.usage import Memory
 
 _WORDS = {
-    "p50_us": "p50",
-    "p99_us": "p99",
-    "messages_per_s": "messages",
-    "connects_per_s": "connections",
-    "gbit_per_s": "throughput",
-    "cpu_proxies_ms_per_10k": "CPU proxies / 10k",
-    "cpu_total_ms_per_10k": "CPU total / 10k",
-    "cpu_proxies_s_per_gb": "CPU proxies / GB",
-    "cpu_total_s_per_gb": "CPU total / GB",
+    "p50_us": "p50 µs",
+    "p99_us": "p99 µs",
+    "messages_per_s": "messages/s",
+    "connects_per_s": "connections/s",
+    "gbit_per_s": "Gbit/s",
+    "cpu_proxies_ms_per_10k": "CPU proxies ms/10k",
+    "cpu_total_ms_per_10k": "CPU total ms/10k",
+    "cpu_proxies_s_per_gb": "CPU proxies s/GB",
+    "cpu_total_s_per_gb": "CPU total s/GB",
 }
+_UNWATCHED_WIDTH = 120  # of a table that goes to a file
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -69,30 +71,29 @@ def _memory(found: Memory) -> dict[str, float]:
 
 
 def table(outcome: Outcome) -> RenderableType:
-    """Medians, and in brackets the median of ratios to the baseline. The whole machine's CPU is in JSON only."""
+    """Medians, and beside them the median of ratios to the baseline. The whole machine's CPU is in JSON only."""
     plan = outcome.plan
-    grid = Table(title="gossamer bench tunnel", header_style="bold", pad_edge=False)
-    grid.add_column("figure")
-    grid.add_column("")
+    grid = Table(title="gossamer bench tunnel", header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    grid.add_column("", no_wrap=True)
     for column in plan.columns:
         grid.add_column(column.title, justify="right")
     for figure in plan.figures:
-        metrics = [metric for metric in METRICS[figure.command] if metric.name in _WORDS]
-        for index, metric in enumerate(metrics):
-            found = summarise(outcome.samples, figure.name, metric.name, plan.baseline)
-            cells = [_cell(found[column.name], metric, column.name == plan.baseline) for column in plan.columns]
-            last = index == len(metrics) - 1
-            grid.add_row(
-                figure.name if index == 0 else "", f"{_WORDS[metric.name]}, {metric.unit}", *cells, end_section=last
-            )
-    for words, pick in (("idle", lambda one: one.idle), (f"{plan.held} connections", lambda one: one.held)):
-        cells = [_memory_cell(pick(outcome.memory[column.name])) for column in plan.columns]
-        grid.add_row("memory of proxies", f"{words}, PSS MiB", *cells)
+        grid.add_row(Text(figure.name, style="bold"))
+        for metric in METRICS[figure.command]:
+            if metric.name in _WORDS:
+                found = summarise(outcome.samples, figure.name, metric.name, plan.baseline)
+                cells = [_cell(found[column.name], metric, column.name == plan.baseline) for column in plan.columns]
+                grid.add_row(f"  {_WORDS[metric.name]}", *cells)
+        grid.add_section()
+    grid.add_row(Text("memory of proxies, PSS MiB", style="bold"))
+    found = [outcome.memory[column.name] for column in plan.columns]
+    grid.add_row("  idle", *(_memory_cell(one.idle) for one in found))
+    grid.add_row(f"  {plan.held} connections", *(_memory_cell(one.held) for one in found))
     note = (
-        f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; (×: median of the rounds' ratios to "
-        f"“{plan.baseline}”); {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "
-        f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}. Every byte was verified."
-        " How to read this: docs/benchmarks.md"
+        f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; ×: median of the rounds' ratios to "
+        f"“{plan.baseline}”; {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "
+        f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}. Every byte was verified. "
+        "How to read this: docs/benchmarks.md"
     )
     return Group(grid, Text(note, style="dim"))
 
@@ -101,8 +102,12 @@ def _cell(found: Summary, metric: Metric, is_baseline: bool) -> Text:
     cell = Text(_number(found.median))
     if found.ratio is not None and not is_baseline:
         good = found.ratio <= 1.0 if metric.better == "lower" else found.ratio >= 1.0
-        cell.append(f" (×{found.ratio:.2f})", style="green" if good else "dim")
+        cell.append(f" ×{_ratio(found.ratio)}", style="green" if good else "dim")
     return cell
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _memory_cell(found: Memory) -> Text:
@@ -115,5 +120,9 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def show(outcome: Outcome, console: Console) -> None:
+def show(outcome: Outcome) -> None:
+    """Print the table to stdout."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNWATCHED_WIDTH)
     console.print(table(outcome))

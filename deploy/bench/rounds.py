@@ -88,7 +88,7 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number))
         bare = site.pair()
-        load.serve(program, bare.server, APP_PORT)
+        stack.enter_context(load.serving(program, bare.server, APP_PORT))
         mesh = functools.cache(lambda: bring_up(site))
         setting = Setting(ground=site, bare=bare, program=program, directory=directory, threads=plan.threads, mesh=mesh)
         lanes = {}
