@@ -11,7 +11,7 @@ from watchfiles import awatch
 
 log = logging.getLogger(__name__)
 
-_RESCAN_MS = 2000  # also without a notification: the directory may have been replaced, or a queue overrun
+_RESCAN_MS = 1000  # also without a notification: the directory may have been replaced, or a queue overrun
 _MAX_RECORD_BYTES = 64 << 10
 
 

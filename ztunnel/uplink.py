@@ -15,6 +15,7 @@ from mesh.control import MAX_MESSAGE_BYTES, CertificateReply, CertificateRequest
 
 _CONNECT_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0  # for the controller's half of a closing handshake
 _CERTIFICATE_SECONDS = 20.0
 _MAX_REPLY_BYTES = 1 << 20
 
@@ -47,9 +48,12 @@ class Uplink:
                     headers=self._headers(),
                     heartbeat=_HEARTBEAT_SECONDS,
                     max_msg_size=MAX_MESSAGE_BYTES,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
             except aiohttp.WSServerHandshakeError as error:
                 raise Refusal(error.status, error.message) from None
+            except aiohttp.ClientConnectorError as error:  # aiohttp's own text tells the reader of an SSLContext
+                raise ConnectionError(f"cannot connect: {error.os_error}") from error
             async with socket:
                 yield socket
 
