@@ -25,6 +25,7 @@ from controller.sources.files import Files
 from controller.state import Input, State
 from controller.tokens import Tokens, TokensError
 from controller.translate.settings import Settings
+from mesh.identity import SpiffeId
 
 _log = logging.getLogger("controller")
 
@@ -54,12 +55,19 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=Path, required=True, help='JSON: {"<node>": "<sha256 hex of its token>"}')
     parser.add_argument("--run", type=Path, required=True, help="directory for admin.sock")
     parser.add_argument("--metrics", type=Listen.parse, metavar="HOST:PORT", help=f"default: {METRICS_PORT}, same host")
-    parser.add_argument("--trust-domain", default="cluster.local")
+    parser.add_argument("--trust-domain", type=_trust_domain, default="cluster.local")
     parser.add_argument("--cluster", default="Kubernetes")
     parser.add_argument("--root-namespace", default="istio-system")
     parser.add_argument("--dns-name", action="append", default=[], help="a name or IP nodes reach us by; repeatable")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(argv)
+
+
+def _trust_domain(text: str) -> str:
+    try:
+        return SpiffeId.parse(str(SpiffeId(text, "n", "s"))).trust_domain
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a trust domain: [a-z0-9._-], at most 255") from None
 
 
 async def run(given: argparse.Namespace) -> None:

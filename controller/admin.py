@@ -73,7 +73,7 @@ def _object(file: str, key: ObjectKey, conditions: tuple[Condition, ...]) -> dic
         "kind": key.kind,
         "namespace": key.namespace,
         "name": key.name,
-        "conditions": msgspec.to_builtins(conditions),
+        "conditions": [msgspec.to_builtins(condition) for condition in conditions],
     }
 
 

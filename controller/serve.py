@@ -7,6 +7,7 @@ too many. One stream per node: a new one replaces the old, which may be half-ope
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import tempfile
@@ -17,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from controller import stream
 from controller.ca import LEAF_LIFETIME, MAX_CSR_BYTES, Authority, CsrError
@@ -37,6 +38,8 @@ _CERTIFICATE_RATE, _CERTIFICATE_BURST = 20.0, 500.0  # per node and second
 _HEARTBEAT_S = 20.0  # a node that has not answered a ping after half of that is gone
 _SILENCE_S = 15.0  # from a connection's start to its first whole request header
 _BODY_TIMEOUT_S = 10.0
+_FAREWELL_S = 1.0
+_LEAVING = "replaced or stopping"
 
 
 class Gate:
@@ -103,7 +106,7 @@ class Server:
         socket = web.WebSocketResponse(
             heartbeat=self._heartbeat_s, max_msg_size=MAX_NODE_MESSAGE, compress=False, timeout=2.0
         )
-        why = "replaced or stopping"
+        why = _LEAVING
         try:
             await socket.prepare(request)
             self._count()
@@ -116,10 +119,17 @@ class Server:
                 known.connected, known.since = False, time.time()
             self._count()
             _log.info("node disconnected", extra={"node": node, "why": why})
-            if request.transport is not None and why != "closed by the node":
-                # Not a polite close: whoever does not read would hold this task and its buffers.
-                request.transport.abort()
+            await self._part(request, socket, why)
         return socket
+
+    async def _part(self, request: web.Request, socket: web.WebSocketResponse, why: str) -> None:
+        """A close frame if we are the one who leaves, but never a wait for somebody who does not read."""
+        if why == _LEAVING and socket.prepared and not socket.closed:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await socket.close(code=WSCloseCode.GOING_AWAY)
+        if request.transport is not None and why != stream.CLOSED:
+            request.transport.abort()
 
     async def certificates(self, request: web.Request) -> web.Response:
         node = self._authenticate(request)

@@ -26,6 +26,7 @@ ACK_TIMEOUT_S = 60.0
 SEND_TIMEOUT_S = 30.0
 HELLO_TIMEOUT_S = 10.0
 MAX_UPDATE_BYTES = MAX_MESSAGE_BYTES // 4
+CLOSED = "closed by the node"
 _GONE = ""  # the "hash" of a removal
 _ORDER = {"policy": 0, "service": 1, "workload": 2}  # who is sent in pieces learns of denials first
 _RATE, _BURST = 500.0, 5_000.0  # messages per second from a node; a faster one is read later
@@ -148,7 +149,7 @@ async def serve(socket: Socket, node: str, state: State) -> str:
     known.rejected = {}
     session = Session(hello.known)
     answered = asyncio.Event()
-    why = "closed by the node"
+    why = CLOSED
     try:
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(_read(messages, session, node, state, known, answered))

@@ -11,7 +11,7 @@ from controller.translate.selection import Selection
 from controller.translate.settings import Settings
 from mesh.control import Entry, entry
 from mesh.identity import SpiffeId
-from mesh.model import Locality, Port, Resource
+from mesh.model import Locality, NetworkMode, Port, Resource
 from mesh.resources import (
     AuthorizationPolicy,
     Condition,
@@ -81,6 +81,7 @@ def translate(
         made = name != policy.name
         draft.add(policy, ObjectKey("PeerAuthentication", policy.namespace, name) if made else None)
     identities, pods = _workloads(draft, kinds, enrolled, policies, services, peers)
+    _conflicts(draft)
     return Translation(
         settings=settings,
         entries=draft.entries,
@@ -175,6 +176,23 @@ def _workloads(
         )
         draft.add(made, key_of(pod))
     return {node: frozenset(ids) for node, ids in identities.items()}, pods
+
+
+def _conflicts(draft: _Draft) -> None:
+    """Two of a kind with one address: which one gets the connections cannot be said, so both are told."""
+    owners: dict[tuple[str, str], ObjectKey] = {}
+    for key, made in draft.entries.items():
+        resource = made.workload or made.service
+        if resource is None or getattr(resource, "network_mode", None) is NetworkMode.HOST_NETWORK:
+            continue
+        origin = draft.origins[key]
+        for address in resource.addresses:
+            other = owners.setdefault((origin.kind, address), origin)
+            if other != origin:
+                for one, rival in ((origin, other), (other, origin)):
+                    message = f"{address} is also the address of {rival}; remove one of them"
+                    condition = Condition(type="AddressConflict", status="True", reason="Duplicate", message=message)
+                    draft.conditions[one] = (*draft.conditions.get(one, ()), condition)
 
 
 def _endpoints(pod: Pod, services: Selection[Service], settings: Settings) -> dict[str, tuple[Port, ...]]:

@@ -12,14 +12,33 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.__main__ import Listen, arguments
-from mesh.control import Ack, Hello, Nack, Update, decode_from_controller, encode
+from mesh.control import (
+    Ack,
+    CertificateRequest,
+    Hello,
+    Nack,
+    PodStatus,
+    Redirection,
+    Update,
+    decode_from_controller,
+    encode,
+)
+from mesh.identity import SpiffeId
+from mesh.model import TunnelProtocol
+from ztunnel.csr import accept, signing_request
+from ztunnel.holdings import Holdings
+from ztunnel.sync import Sync
+from ztunnel.uplink import Uplink
 
 SHOP = """
 apiVersion: v1
@@ -153,6 +172,58 @@ async def test_the_whole_way(running: Running) -> None:
     log = (running.top / "log").read_text()
     assert "Traceback" not in log
     assert "did you mean Service?" in log
+
+
+POD = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, uid: u1}
+spec: {nodeName: n1, serviceAccountName: web, containers: [{name: c}]}
+status: {phase: Running, podIP: 10.0.0.1}
+"""
+
+
+async def test_a_real_agent_enrols_gets_its_certificate_and_survives_a_restart(tmp_path: Path) -> None:
+    """The node agent's own end of the protocol: stream, certificate, resume."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "shop.yaml").write_text(POD)
+    (tmp_path / "token").write_text("t1\n")
+    running = await start(tmp_path)
+    uid, identity = "Kubernetes//Pod/shop/web", SpiffeId("cluster.local", "shop", "web")
+    applied: asyncio.Queue[Holdings] = asyncio.Queue()
+    try:
+        await ready(running)
+        root = tmp_path / "state" / "ca.crt"
+        uplink = Uplink(address=f"127.0.0.1:{running.port}", node="n1", root=root, token=tmp_path / "token")
+        sync = Sync(uplink=uplink, copy=tmp_path / "copy", apply=applied.put_nowait, joined=lambda: None, rng=Random(1))
+
+        async def tunnel() -> TunnelProtocol:
+            async with asyncio.timeout(20):
+                return (await applied.get()).snapshot.workloads[uid].tunnel_protocol
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(sync.run())
+            assert await tunnel() is TunnelProtocol.NONE
+            sync.report(PodStatus(uid=uid, instance="u1", redirection=Redirection.ENABLED))
+            assert await tunnel() is TunnelProtocol.HBONE
+            key = ec.generate_private_key(ec.SECP256R1())
+            request = CertificateRequest(identity=str(identity), csr=signing_request(identity, key))
+            accept(identity, key, await uplink.certificate(request), datetime.now(UTC), Random(1))
+            running.process.terminate()
+            await running.process.wait()
+            running = await start(tmp_path, "--listen", f"127.0.0.1:{running.port}")
+            before = sync.holdings.entries
+            assert await tunnel() is TunnelProtocol.HBONE, "the new process knows what is enrolled"
+            assert sync.holdings.entries == before
+            task.cancel()
+    finally:
+        if running.process.returncode is None:
+            running.process.terminate()
+        await running.process.wait()
 
 
 async def test_sigterm_ends_live_streams_quickly(running: Running) -> None:

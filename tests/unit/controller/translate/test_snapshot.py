@@ -160,6 +160,27 @@ def test_a_pod_without_a_uid_is_not_enrolled_by_an_empty_one() -> None:
     assert (web.capture, web.tunnel_protocol) == (False, TunnelProtocol.NONE)
 
 
+def test_two_with_one_address_are_both_told() -> None:
+    text = (
+        SHOP.replace("10.96.0.2", "10.96.0.1")
+        .replace("name: starting", "name: twin")
+        .replace("status: {phase: Pending}", "status: {podIP: 10.0.0.1}")
+    )
+    made = translate(objects(text), enrolled=(), settings=SETTINGS)
+    told = {
+        f"{key.kind} {key.name}": condition.message
+        for key, conditions in made.conditions.items()
+        for condition in conditions
+        if condition.type == "AddressConflict"
+    }
+    assert told == {
+        "Pod web-1": "10.0.0.1 is also the address of Pod twin (shop); remove one of them",
+        "Pod twin": "10.0.0.1 is also the address of Pod web-1 (shop); remove one of them",
+        "Service web": "10.96.0.1 is also the address of Service lonely (shop); remove one of them",
+        "Service lonely": "10.96.0.1 is also the address of Service web (shop); remove one of them",
+    }
+
+
 def large() -> dict[ObjectKey, Object]:
     """5,000 pods in 50 namespaces, 1,000 services, 2,000 policies with selectors."""
     documents: list[dict[str, Any]] = []
