@@ -125,7 +125,7 @@ class Lab:
                 if fresh:
                     self._builder.remove()
                 raise
-        self.wait(timeout)
+        self.wait(timeout, agents_down=False)
 
     def _up(self, wanted: list[Object], agent: bool) -> None:
         self.layout = Layout(name=self.name, slot=slot.take(self.name))
@@ -202,21 +202,18 @@ class Lab:
             raise LabError(f"programs are missing; install them: apt-get install {' '.join(missing)}")
 
     # --- waiting ----------------------------------------------------------------------------------
-    def wait(self, timeout: float = 120.0) -> None:
-        """Until pods are ready, services and names in force and, with agents, enrolment is as the labels ask."""
+    def wait(self, timeout: float = 120.0, *, agents_down: bool = True) -> None:
+        """Until pods are ready, services and names in force and, with agents, enrolment is as the labels ask.
+
+        `agents_down`: an agent may be missing (kill_agent), its pods' enrolment is then not waited for. LabError when
+        the time (seconds) is over, or at once if a process is dead that nobody will start again.
+        """
         end = time.monotonic() + timeout
-        while True:
-            reason = self.waiting_for()
-            if not reason:
-                return
+        while reason := waiting_for(self.layout, self.objects(), mesh=self.has_agents, agents_down=agents_down):
             if time.monotonic() > end:
                 raise LabError(f"after {timeout:g} s still waiting for {reason}")
             self.say(f"waiting for {reason}")
             time.sleep(0.05)
-
-    def waiting_for(self) -> str:
-        """What is not ready yet, in words; empty if everything is."""
-        return waiting_for(self.layout, self.objects(), mesh=self.has_agents)
 
     # --- commands in it ---------------------------------------------------------------------------
     def exec_call(

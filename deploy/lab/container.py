@@ -239,7 +239,9 @@ def check_mountable(container: Object, target: str) -> None:
 def exec_argv(pid: int, pod: Object, container: Object, command: Sequence[str]) -> list[str]:
     """The command line that joins a running container whose first process has `pid` on the host."""
     flags = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", f"--wdns={container.get('workingDir') or '/'}"]
-    return ["/usr/bin/nsenter", "--target", str(pid), *flags, "--", *setpriv_argv(security(pod, container)), *command]
+    # nsenter forks; without a death signal its child would go on when only nsenter is killed.
+    setpriv, *rest = setpriv_argv(security(pod, container))
+    return ["/usr/bin/nsenter", "--target", str(pid), *flags, "--", setpriv, "--pdeathsig", "KILL", *rest, *command]
 
 
 def init_pid(processes: Sequence[int]) -> int | None:

@@ -88,28 +88,29 @@ def in_netns(netns: Path, work: Callable[[], None]) -> None:
 
 def daemon(
     argv: Sequence[str], *, cgroup: Path, log: Path, netns: Path | None = None, env: Mapping[str, str] | None = None
-) -> int:
-    """Start a long-lived process of the lab and return its pid; its output goes to the end of the log."""
+) -> None:
+    """Start a long-lived process of the lab; its output goes to the end of the log.
+
+    It is nobody's child, so that it leaves no zombie in the process that started it. What it is, its cgroup tells.
+    """
     handles: list[int] = []
     try:
         if netns is not None:
             handles.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
         cgroup.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                argv,
+            subprocess.run(
+                ["/usr/bin/setsid", "--fork", *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
                 cwd="/",
                 env=dict(env) if env is not None else None,
-                preexec_fn=entry(cgroup, handles),  # noqa: PLW1509 - it takes no lock
+                preexec_fn=entry(cgroup, handles),
+                check=True,
             )
     except (OSError, subprocess.SubprocessError) as error:
         raise LabError(f"cannot start {argv[0]} in {cgroup}: {error}") from error
     finally:
         for handle in handles:
             os.close(handle)
-    process.returncode = 0  # it outlives us; Popen must not warn or wait
-    return process.pid

@@ -94,7 +94,7 @@ def _start(lab: Lab, argv: list[str]) -> subprocess.Popen[bytes]:
     enter = launch.entry(group)
     launch.in_netns(
         NETNS / lab.layout.fabric_netns,
-        lambda: started.append(subprocess.Popen(argv, stderr=subprocess.PIPE, preexec_fn=enter)),
+        lambda: started.append(subprocess.Popen(argv, stderr=subprocess.PIPE, preexec_fn=enter)),  # noqa: PLW1509
     )
     errors = started[0].stderr
     assert errors is not None
