@@ -55,13 +55,13 @@ class PythonEngine:
         loop = asyncio.get_running_loop()
         self._runtime = Runtime(loop=loop, poller=Poller(loop), limits=limits or Limits())
         self._steering, self._report, self._sockets = steering, report, sockets
-        self._pool = Pool(self._runtime)
+        self._emptied = asyncio.Event()  # for drain: something ended
+        self._pool = Pool(self._runtime, self._emptied.set)
         self._pods: dict[str, Pod] = {}
         self._servers: dict[str, TunnelServer] = {}
         self._connections: dict[int, Connection] = {}
         self._last_id = 0
         self._facts: list[Fact] = []
-        self._emptied = asyncio.Event()
         self._draining = False
 
     @property
@@ -72,22 +72,24 @@ class PythonEngine:
     # The protocol
 
     def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
-        """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already."""
+        """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already. One
+        that was removed with `listeners_only` and has open connections still keeps them."""
         if self._draining:
             raise ValueError(f"pod {pod}: the engine is draining")
         state = self._pods.get(pod)
         if state is not None and state.listeners:
             raise ValueError(f"pod {pod} was added already")
-        if state is not None:
-            self._discard_pod(state, Reason.POD_GONE, "enrolled anew")
-        state = new_pod(pod, netns, trust_domain, addresses, self._sockets)
+        if state is None:
+            state = self._pods[pod] = new_pod(pod, netns, trust_domain, addresses, self._sockets)
+            self._servers[pod] = TunnelServer(self._runtime, state, self._offered, self._discard_if_unused)
+        else:
+            state.renew(netns, trust_domain, addresses)
         try:
-            listeners = self._listen(state)
+            return self._listen(state)
         except OSError:
-            state.close()
+            state.close_listeners()
+            self._discard_if_unused(state)
             raise
-        self._pods[pod] = state
-        return listeners
 
     def start_pod(self, pod: str) -> None:
         for listener in self._pods[pod].listeners:
@@ -152,8 +154,7 @@ class PythonEngine:
             pod.listeners.append(listener)
             return listener.fileno()
 
-        server = TunnelServer(self._runtime, pod, self._offered, self._discard_if_unused)
-        self._servers[pod.name] = server
+        server = self._servers[pod.name]
         fds = [
             made(family, accepted)
             for accepted in (self._captured, self._plaintext, lambda _pod, sock: server.accept(sock))

@@ -36,6 +36,12 @@ class Pod:
             listener.close()
         self.listeners.clear()
 
+    def renew(self, netns: int, trust_domain: str, addresses: Sequence[str]) -> None:
+        """Added again while connections of before are open."""
+        old, self.netns = self.netns, os.dup(netns)
+        os.close(old)
+        self.trust_domain, self.addresses = trust_domain, tuple(addresses)
+
     def close(self) -> None:
         self.close_listeners()
         if self.netns >= 0:

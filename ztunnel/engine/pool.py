@@ -25,17 +25,19 @@ Cancel = Callable[[], None]
 
 
 class Pool:
-    """All client tunnels of one engine."""
+    """All client tunnels of one engine. `emptied`: the last one of a key is gone."""
 
-    __slots__ = ("_groups", "_runtime")
+    __slots__ = ("_emptied", "_groups", "_runtime")
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, emptied: Callable[[], None]) -> None:
+        self._runtime, self._emptied = runtime, emptied
         self._groups: dict[TunnelKey, Group] = {}
 
     def assign(self, pod: Pod, key: TunnelKey, assigned: Assigned) -> Cancel:
         """Find or make a tunnel with room; `assigned` gets it, once and never from within this call, and opens its
-        stream there and then. The returned function withdraws the request."""
+        stream there and then. The returned function withdraws the request. ValueError: the key is another pod's."""
+        if key.pod != pod.name:
+            raise ValueError(f"a connection of pod {pod.name} was sent to a tunnel of {key.pod}")
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(self._runtime, pod, key, self._discard)
@@ -60,6 +62,7 @@ class Pool:
     def _discard(self, group: Group) -> None:
         if self._groups.get(group.key) is group:
             del self._groups[group.key]
+            self._emptied()
 
 
 class Group:

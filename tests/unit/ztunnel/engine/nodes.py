@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from mesh.model import SocketAddress
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, Authority
 from ztunnel.engine import Limits, PythonEngine
+from ztunnel.engine.netns import SocketFactory
 from ztunnel.orders import (
     Captured,
     Ended,
@@ -33,8 +34,7 @@ def loopback_socket(netns: int, family: int) -> socket.socket:
     return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
-def port_of(fd: int | None) -> int:
-    assert fd is not None
+def port_of(fd: int) -> int:
     with socket.socket(fileno=os.dup(fd)) as sock:
         return sock.getsockname()[1]
 
@@ -69,28 +69,35 @@ class Memory:
 class Node:
     """An engine with one pod, `pod`; `decide` answers the facts that want an order."""
 
-    def __init__(self, pod: str, *, limits: Limits | None = None, trust_domain: str = "cluster.local") -> None:
-        self.pod = pod
+    def __init__(
+        self,
+        pod: str,
+        *,
+        limits: Limits | None = None,
+        trust_domain: str = "cluster.local",
+        netns: str = "/proc/self/ns/net",
+        addresses: Sequence[str] = ("127.0.0.1", "::1"),
+        sockets: SocketFactory = loopback_socket,
+    ) -> None:
+        self.pod, self._netns, self._addresses = pod, netns, addresses
         self.memory = Memory()
         self.facts: list[Fact] = []
         self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
         self._news = asyncio.Event()
-        self.engine = PythonEngine(self.memory, self._report, limits=limits, sockets=loopback_socket)
-        netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+        self.engine = PythonEngine(self.memory, self._report, limits=limits, sockets=sockets)
+        self.enrol(trust_domain)
+
+    def enrol(self, trust_domain: str = "cluster.local") -> None:
+        netns = os.open(self._netns, os.O_RDONLY)
         try:
-            self.listeners: Listeners = self.engine.add_pod(pod, netns, trust_domain, ["127.0.0.1", "::1"])
+            self.listeners: Listeners = self.engine.add_pod(self.pod, netns, trust_domain, self._addresses)
         finally:
             os.close(netns)
-        self.engine.start_pod(pod)
+        self.engine.start_pod(self.pod)
         # As numbers, because the descriptors die with the listeners.
-        self.ports = {
-            "outbound4": port_of(self.listeners.outbound4),
-            "outbound6": port_of(self.listeners.outbound6),
-            "plaintext4": port_of(self.listeners.plaintext4),
-            "plaintext6": port_of(self.listeners.plaintext6),
-            "tunnel4": port_of(self.listeners.tunnel4),
-            "tunnel6": port_of(self.listeners.tunnel6),
-        }
+        names = ("outbound4", "outbound6", "plaintext4", "plaintext6", "tunnel4", "tunnel6")
+        fds = {name: getattr(self.listeners, name) for name in names}
+        self.ports = {name: port_of(fd) for name, fd in fds.items() if fd is not None}
 
     def _report(self, facts: Sequence[Fact]) -> None:
         self.facts += facts

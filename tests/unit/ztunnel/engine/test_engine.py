@@ -15,7 +15,8 @@ from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER
 from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, Pair, application, echo, pair
-from ztunnel.orders import Captured, Close, Offered, Opened, Refuse, RelayPlain
+from ztunnel.engine import Limits
+from ztunnel.orders import Captured, Close, Ended, Offered, Opened, Refuse, RelayPlain
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -463,3 +464,80 @@ async def test_unenrolling_keeps_what_is_open() -> None:
         assert (await made.client.ended())[0].reason == Reason.OK
         assert (await made.server.ended())[0].reason == Reason.OK
         assert made.client.engine._pods == {}
+
+
+async def test_enrolling_again_keeps_what_is_open() -> None:
+    async with pair() as made, application(made, echo):
+        first = await made.connect()
+        await made.client.opened()
+        for node in (made.client, made.server):
+            node.engine.remove_pod(node.pod, listeners_only=True)
+            node.enrol()
+        second = await made.connect()
+        for reader, writer in (first, second):
+            writer.write(b"hello")
+            assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"hello"
+            writer.close()
+        assert {fact.reason for fact in await made.client.ended(2)} == {Reason.OK}
+        with pytest.raises(ValueError, match="added already"):
+            made.client.enrol()
+
+
+async def test_connections_over_the_limit_are_reset_and_counted() -> None:
+    async with pair(client_limits=Limits(connections_per_pod=2)) as made, application(made, echo):
+        kept = [await made.connect() for _ in range(2)]
+        await made.client.opened(2)
+        with pytest.raises(ConnectionResetError):
+            reader, _ = await made.connect()
+            await asyncio.wait_for(reader.read(), DEADLINE)
+        assert made.client.engine.refused == {Reason.LIMIT: 1}
+        for _, writer in kept:
+            writer.close()
+        await made.client.ended(2)
+        _, writer = await made.connect()
+        await made.client.opened(3)
+        writer.close()
+
+
+async def test_requests_over_the_limit_are_answered_503() -> None:
+    async with pair(server_limits=Limits(connections_per_pod=1)) as made, application(made, echo):
+        _, kept = await made.connect()
+        await made.client.opened()
+        reader, writer = await made.connect()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), DEADLINE)
+        assert (await made.client.ended())[0].detail == "http status: 503"
+        assert made.server.engine.refused == {Reason.LIMIT: 1}
+        kept.close()
+        writer.close()
+
+
+async def test_draining_waits_for_what_is_open_then_cuts_it() -> None:
+    async with pair() as made, application(made, echo):
+        short, long = await made.connect(), await made.connect()
+        await made.client.opened(2)
+        started = asyncio.get_running_loop().time()
+        draining = asyncio.create_task(made.client.engine.drain(1.5))
+        await asyncio.sleep(0.1)
+        with pytest.raises(ConnectionRefusedError):
+            await made.connect()
+        short[1].write(b"bye")
+        assert await asyncio.wait_for(short[0].readexactly(3), DEADLINE) == b"bye"
+        short[1].close()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(long[0].read(), DEADLINE)
+        await asyncio.wait_for(draining, DEADLINE)
+        assert asyncio.get_running_loop().time() - started >= 1.5
+        assert [fact.reason for fact in made.client.of(Ended)] == [Reason.OK, Reason.DRAINED]
+        long[1].close()
+
+
+async def test_draining_an_idle_engine_takes_no_time() -> None:
+    async with pair() as made, application(made, echo):
+        _, writer = await made.connect()
+        await made.client.opened()
+        writer.close()
+        await made.client.ended()
+        async with asyncio.timeout(5):
+            await made.client.engine.drain(60)
+            await made.server.engine.drain(60)
