@@ -1,6 +1,7 @@
 """Benchmarks: what the mesh costs, beside nothing and beside Envoy, measured in one run on one machine.
 
-    load.c, load.py    the load: a small C program, both ends, every byte verified; compiled when first used
+    load.c, load_*.h   the load: a small C program, both ends, every byte verified
+    load.py            compiles it when first used, runs it, reads its answer
     ground.py          where it runs: two nodes and their pods as network namespaces, made by the lab's own fabric
     seat.py            a place for a process: a network namespace and a cgroup
     usage.py           what processes used: CPU by cgroup, memory by process

@@ -21,8 +21,9 @@ _SLACK_S = 60.0  # load.c gives up 30 s after its time; this is for one that can
 
 
 def compiled(cache: Path = CACHE) -> Path:
-    """The executable, compiled on first use; its name carries the hash of source and flags."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    """The executable, compiled on first use; its name carries the hash of sources and flags."""
+    parts = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("load_*.h")))]
+    digest = hashlib.sha256(b"".join(parts) + " ".join(_FLAGS).encode()).hexdigest()[:16]
     program = cache / f"load-{digest}"
     if program.exists():
         return program
@@ -81,7 +82,7 @@ class Held:
             raise BenchError(f"cannot hold connections: {self._process.communicate(timeout=5)[1].strip()}")
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
         try:
             _, complaint = self._process.communicate(timeout=_SLACK_S)
         except subprocess.TimeoutExpired:

@@ -86,9 +86,9 @@ def table(outcome: Outcome) -> RenderableType:
                 grid.add_row(f"  {_WORDS[metric.name]}", *cells)
         grid.add_section()
     grid.add_row(Text("memory of proxies, PSS MiB", style="bold"))
-    found = [outcome.memory[column.name] for column in plan.columns]
-    grid.add_row("  idle", *(_memory_cell(one.idle) for one in found))
-    grid.add_row(f"  {plan.held} connections", *(_memory_cell(one.held) for one in found))
+    held = [outcome.memory[column.name] for column in plan.columns]
+    grid.add_row("  idle", *(_memory_cell(one.idle) for one in held))
+    grid.add_row(f"  {plan.held} connections", *(_memory_cell(one.held) for one in held))
     note = (
         f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; ×: median of the rounds' ratios to "
         f"“{plan.baseline}”; {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "

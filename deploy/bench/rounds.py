@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from deploy.bench import figures, load, usage
 from deploy.bench.columns import APP_PORT, Column, Lane, Setting
@@ -59,25 +58,28 @@ class Outcome:
 
 
 Step = Callable[[str], None]
-_T = TypeVar("_T")
 
 
 def measure(plan: Plan, number: int, step: Step) -> Outcome:
     """Run the whole plan (number: this process' pid); `step` is called before each measurement with what it is."""
     with _prepared(plan, number, step) as (program, lanes):
-        paths, idle, memory, samples = {}, {}, {}, []
+        idle: dict[str, Memory] = {}
+        paths: dict[str, Mapping[str, str]] = {}
+        memory: dict[str, Holding] = {}
+        samples: list[Sample] = []
         for name, lane in lanes.items():
             idle[name] = usage.read_memory(lane.proxies)
-            paths[name] = _named(name, lambda lane=lane: lane.check_path(program))
+            with _about(name):
+                paths[name] = lane.check_path(program)
         for turn, figure, name in figures.turns(plan.rounds, plan.figures, tuple(lanes)):
             step(f"round {turn + 1} of {plan.rounds}: {figure.name}, {name}")
-            lane = lanes[name]
-            values = _named(name, lambda lane=lane, figure=figure: _once(program, lane, figure, plan.seconds))
+            with _about(name):
+                values = _once(program, lanes[name], figure, plan.seconds)
             samples.append(Sample(round=turn, figure=figure.name, column=name, values=values))
         for name, lane in lanes.items():
             step(f"memory with {plan.held} connections: {name}")
-            held = _named(name, lambda lane=lane: _holding(program, lane, plan.held))
-            memory[name] = Holding(idle=idle[name], held=held)
+            with _about(name):
+                memory[name] = Holding(idle=idle[name], held=_holding(program, lane, plan.held))
     return Outcome(plan=plan, samples=tuple(samples), memory=memory, paths=paths, machine=_machine())
 
 
@@ -94,7 +96,8 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         lanes = {}
         for column in plan.columns:
             step(f"preparing {column.name}")
-            lanes[column.name] = _named(column.name, lambda column=column: column.prepare(setting, stack))
+            with _about(column.name):
+                lanes[column.name] = column.prepare(setting, stack)
         yield program, lanes
 
 
@@ -111,12 +114,13 @@ def _holding(program: Path, lane: Lane, connections: int) -> Memory:
         return usage.read_memory(lane.proxies)
 
 
-def _named(name: str, work: Callable[[], _T]) -> _T:
+@contextmanager
+def _about(column: str) -> Iterator[None]:
     """Errors say which column they are about."""
     try:
-        return work()
+        yield
     except BenchError as error:
-        raise BenchError(f"{name}: {error}") from error
+        raise BenchError(f"{column}: {error}") from error
 
 
 def _machine() -> dict[str, str | int]:
