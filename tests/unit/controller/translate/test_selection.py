@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.translate.selection import Selection
@@ -11,6 +11,7 @@ labels = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy"), max_size
 filed = st.tuples(st.sampled_from(["n", "m"]), labels)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(filed, max_size=12), filed)
 def test_selection_is_trying_all(selectors: list[tuple[str, dict[str, str]]], pod: tuple[str, dict[str, str]]) -> None:
     selection: Selection[int] = Selection()

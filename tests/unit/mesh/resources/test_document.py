@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.resources import ParseError, load
@@ -89,6 +89,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(json_values)
 @example({"<<": "x"})
 def test_json_is_read_as_json(value: object) -> None:
@@ -96,6 +97,7 @@ def test_json_is_read_as_json(value: object) -> None:
     assert load(json.dumps(value), file="f") == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(alphabet="ab1:-[]{},&*!#|>'\"\n \t?%<~", max_size=60) | st.binary(max_size=60))
 def test_random_text_raises_nothing_but_parse_errors(text: str | bytes) -> None:
     try:

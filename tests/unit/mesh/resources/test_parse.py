@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.resources import KINDS, ObjectKey, ParseError, dump, key_of, parse, schema
@@ -220,12 +220,14 @@ keys = st.text(max_size=8) | st.integers() | st.sampled_from(["spec", "metadata"
 anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(anything)
 def test_random_documents_raise_nothing_but_parse_errors(document: object) -> None:
     with pytest.raises(ParseError):
         parse(document, file="f")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.data())
 def test_random_damage_raises_nothing_but_parse_errors(data: st.DataObject) -> None:
     document = copy.deepcopy(data.draw(st.sampled_from(EXAMPLES)))
