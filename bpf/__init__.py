@@ -19,9 +19,9 @@
 In the kernel a connection meets the sources in this order: connect.c (where to), sockops.c (its life), lookup.c
 (whether it may come in), names.c (what the application sees), accelerate.c (its bytes).
 
-Pins: PIN/enrolled and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout. A netns is
-served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old programs stay
-with old flows until those are gone.
+Pins: PIN/enrolled, PIN/steered and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout.
+A netns is served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old
+programs stay with old flows until those are gone.
 """
 
 from bpf.error import PreflightError

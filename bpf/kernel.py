@@ -148,6 +148,7 @@ class Kernel:
                 f"pod {instance} is in the node's own network namespace; host-network pods are not enrolled"
             )
         with pin.locked(self._pins):
+            self._collect()
             pods = self._registry.pods()
             known = pods.get(instance)
             if known is not None and known.cookie != cookie:
@@ -189,6 +190,7 @@ class Kernel:
     def unenrol(self, instance: str) -> None:
         """Stop capturing; unknown instances are ignored. What open sockets see stays true until they close."""
         with pin.locked(self._pins):
+            self._collect()
             pod = self._registry.pods().get(instance)
             if pod is not None:
                 self._remove(pod)
@@ -262,9 +264,6 @@ class Kernel:
             self.set_listeners(pod.slot, listeners)
         self._hooks.attach_netns(pod, netns_fd)
         maps["enrolled"].put(cookie, COOKIE.pack(self._artifact.layout_id))
-        for folder in self._other_layouts():
-            pin.unlink(folder / f"lookup_{pod.slot}")
-        self._collect()
 
     def _remove(self, pod: PodSlot) -> None:
         maps, cookie = self._maps, COOKIE.pack(pod.cookie)
@@ -278,7 +277,6 @@ class Kernel:
             maps["listeners"].delete(INDEX.pack(pod.slot * KINDS + kind))
         self._forget_usage()
         self._registry.remove(pod.instance)
-        self._collect()
 
     def _forget_usage(self) -> None:
         """Counts of netns that are not enrolled any more, once the last of their sockets has closed."""
@@ -290,7 +288,8 @@ class Kernel:
         return [folder for folder in pin.layouts(self._pins) if folder != self._folder]
 
     def _collect(self) -> None:
-        """Old layouts that serve no netns and no open connection any more."""
+        """Drop old layouts that serve no netns and no open connection any more. Not right after the last pod has been
+        switched over: until then a connect() may be on its way through the old programs, so it is done later."""
         serving = {f"{COOKIE.unpack(layout)[0]:016x}" for _, layout in self._maps["enrolled"].items()}
         for folder in self._other_layouts():
             if folder.name not in serving and not pin.holds_connections(folder):

@@ -1,9 +1,9 @@
 """Names in a bpffs directory, and adopting what they name.
 
-PIN/enrolled, PIN/registry     kept across layouts
-PIN/<layout>/map_<name>        the maps of one layout
-PIN/<layout>/link_<program>    its links to the node's cgroup
-PIN/<layout>/lookup_<slot>     the link of one pod's sk_lookup instance
+PIN/enrolled, steered, registry  kept across layouts
+PIN/<layout>/map_<name>          the maps of one layout
+PIN/<layout>/link_<program>      its links to the node's cgroup
+PIN/<layout>/lookup_<slot>       the link of one pod's sk_lookup instance
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ HOOKS = (
 # Names order matters on attach: what serves a socket's life stands before what makes new ones.
 CGROUP_ORDER = ("sockops", "getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6")
 
-SHARED_MAPS = ("enrolled",)  # pinned beside the layouts, not in one
+SHARED_MAPS = ("enrolled", "steered")  # pinned beside the layouts, not in one
 LAYOUT_MARKER = 0x4C61796F75744964  # account.c
 NETNS_MARKER = 0x4E6574436F6F6B69  # lookup.c
 

@@ -57,6 +57,8 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple
     refused(to, MAP_FULL);
     return REFUSE;
   }
+  u64 *steered_by = steered.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (steered_by) *steered_by = layout_id();
   MOVE6(asked->ip, to->local);
   asked->port = to->local_port;
   if (is_v4(to->local)) MOVE6(asked->source, pod->source4);
@@ -69,6 +71,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   struct settings *config = settings.lookup(&zero);
   struct asked *asked = sockets.sk_storage_get(ctx->sk, 0, 0);
   if (asked) asked->kind = NOTHING;                        /* connect() again, after a failure or a disconnect */
+  u64 *steered_by = steered.sk_storage_get(ctx->sk, 0, 0);
+  if (steered_by && *steered_by == layout_id()) *steered_by = 0;
   if (!config) return PASS;
   if (runs_under(config->agent, config->agent_level)) return agent_connects(ctx, to);
   if (!enrolled_in(to->netns)) {
@@ -78,6 +82,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   u16 port = to->local_port;
   int own = is_own(to);
   if (own || is_loopback(to->local)) {
+    if (steered_by && *steered_by && port == OUTBOUND_PORT && is_127(to->local)) return PASS;
     if (port == OUTBOUND_PORT || port == PLAINTEXT_PORT || (port == TUNNEL_PORT && !own)) {
       refused(to, RESERVED_PORT);
       return REFUSE;

@@ -6,6 +6,9 @@
 /* Kept across layouts (pinned beside the layout's own directory): which layout serves a netns. Its presence is what
  * enrolled means; one write switches connect hook and inbound steering of a pod together. */
 BPF_F_TABLE("hash", u64, u64, enrolled, 4096, BPF_F_NO_PREALLOC);
+/* Likewise: which layout's program steered this socket. When a pod is switched over in the middle of a connect(), the old
+ * program has rewritten the address and the new one must not take it for the application's. */
+BPF_SK_STORAGE(steered, u64);
 
 BPF_TABLE("array", u32, struct settings, settings, 1);
 BPF_F_TABLE("hash", u64, struct pod, pods, MAX_PODS, BPF_F_NO_PREALLOC);

@@ -45,6 +45,7 @@ class Pod:
     name: str
     ip4: str
     ip6: str
+    cgroup: Path  # of the node
 
     @property
     def veth(self) -> str:
@@ -87,7 +88,7 @@ class Rig:
         self.pods: list[Pod] = []
         self.workers: list[Worker] = []
         self.kernels: list[Kernel] = []
-        self.node = Pod(name=f"{self.tag}-n", ip4=NODE4, ip6=NODE6)
+        self.node = Pod(name=f"{self.tag}-n", ip4=NODE4, ip6=NODE6, cgroup=self.cgroup)
 
     def up(self) -> None:
         self.bpffs.mkdir()
@@ -103,7 +104,7 @@ class Rig:
 
     def add_pod(self) -> Pod:
         n = len(self.pods) + 10
-        pod = Pod(name=f"{self.tag}-p{n}", ip4=f"10.93.0.{n}", ip6=f"fd93::1:{n}")
+        pod = Pod(name=f"{self.tag}-p{n}", ip4=f"10.93.0.{n}", ip6=f"fd93::1:{n}", cgroup=self.cgroup)
         self.pods.append(pod)
         node, veth = self.node.name, pod.veth
         run("ip", "netns", "add", pod.name)
@@ -150,6 +151,8 @@ class Rig:
             self._remove()
 
     def _remove(self) -> None:
+        for kernel in self.kernels:
+            kernel.close()
         for pod in (*self.pods, self.node):
             subprocess.run(["ip", "netns", "del", pod.name], capture_output=True, check=False)
         subprocess.run(["umount", str(self.bpffs)], capture_output=True, check=False)
@@ -177,12 +180,24 @@ class Rig:
         path.rmdir()
 
 
+@contextmanager
+def within(cgroup: Path) -> Iterator[None]:
+    """This process is in the cgroup meanwhile; sockets made now belong to it for life, accepted ones too."""
+    was = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    root = min(mounts("cgroup2"), key=lambda p: len(p.parts))
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (root / was.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
+
+
 class AgentListeners:
     """The listening sockets of an agent in one pod, on arbitrary ports, both families."""
 
     def __init__(self, pod: Pod) -> None:
         self.sockets: dict[str, socket.socket] = {}
-        with pod.opened() as fd, netns.entered(fd):
+        with within(pod.cgroup / "agent"), pod.opened() as fd, netns.entered(fd):
             for kind in ("outbound", "plaintext", "tunnel"):
                 for version, family, any_address in ((4, socket.AF_INET, "0.0.0.0"), (6, socket.AF_INET6, "::")):
                     s = socket.socket(family, socket.SOCK_STREAM)
@@ -207,8 +222,11 @@ class AgentListeners:
 
     def waiting(self) -> set[str]:
         """Listeners at which a connection waits."""
-        ready = select.select(list(self.sockets.values()), [], [], 0)[0]
-        return {name for name, s in self.sockets.items() if s in ready}
+        poll = select.poll()
+        for s in self.sockets.values():
+            poll.register(s, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(0)}
+        return {name for name, s in self.sockets.items() if s.fileno() in ready}
 
     def close(self) -> None:
         for s in self.sockets.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,28 @@ def test_a_client_that_sends_and_leaves_is_still_known(
     for dialled, listener in ((STRANGER4, "outbound4"), (STRANGER6, "outbound6")):
         client = app.dial(dialled, 514)
         app.send(client, b"log line")
+        port = app.names(client)[0][1]
         app.close(client)
+        app.call(_await_time_wait, port)
         accepted, _ = listeners.accept(listener)
         assert destination(kernel, pod, accepted) == (dialled, 514)
         assert accepted.recv(100) == b"log line"
         assert accepted.recv(100) == b""
         accepted.close()
+
+
+def _await_time_wait(_: Any, port: int) -> None:
+    """The socket is gone for good, also in the kernel: its last state has been answered by the agent's."""
+    deadline = time.monotonic() + 10
+    while True:
+        lines = [
+            line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()
+        ]
+        states = {fields[3] for fields in lines if fields[1].endswith(f":{port:04X}")}
+        if not states - {"05", "06"}:  # TIME_WAIT and its substate FIN_WAIT2
+            return
+        assert time.monotonic() < deadline, states
+        time.sleep(0.01)
 
 
 def test_connections_are_spread(kernel: Kernel, pod: Pod, listeners: AgentListeners, app: Worker) -> None:

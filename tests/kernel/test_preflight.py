@@ -1,0 +1,95 @@
+"""What is missing is named, with the cure, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bpf import PreflightError, compile, preflight, syscall
+from tests.kernel.rig import Rig
+
+
+def check(rig: Rig, **changes: object) -> None:
+    arguments = {"pins": rig.pins, "cgroup": rig.cgroup, "agent_cgroup": rig.cgroup / "agent",
+                 "kubelet_cgroup": rig.cgroup / "kubelet", **changes}  # fmt: skip
+    effective = arguments.pop("effective", None)
+    preflight.check(*arguments.values(), effective=effective)
+
+
+def test_this_machine_is_fit(rig: Rig) -> None:
+    check(rig)
+    node, settings = preflight.check(rig.pins, rig.cgroup, rig.cgroup / "agent", None)
+    assert node.level == 1
+    assert settings == ((rig.cgroup / "agent").stat().st_ino, 0, 2, 0)
+    assert not rig.pins.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "cure"),
+    [
+        ({"effective": 0}, "CAP_NET_ADMIN is missing", "root"),
+        ({"effective": 1 << 12}, "CAP_SYS_ADMIN is missing", "root"),
+        ({"cgroup": "/tmp"}, "the node's cgroup /tmp is not in a cgroup v2", "cgroup v2"),
+        ({"agent_cgroup": "ROOT"}, "the agent's cgroup .* is the root", "cgroup of its own"),
+        ({"kubelet_cgroup": "ROOT"}, "the kubelet's cgroup .* is the root", "cgroup of its own"),
+        ({"agent_cgroup": "ROOT/gkt-not-there"}, "the agent's cgroup .* does not exist", "create it"),
+        ({"pins": "/tmp/gkt-pins"}, "/tmp/gkt-pins is not in a bpffs", "mount -t bpf"),
+        ({"pins": "BPFFS/no/pins"}, "BPFFS/no does not exist", "create it"),
+    ],
+)
+def test_what_is_missing_is_named(rig: Rig, changes: dict[str, object], missing: str, cure: str) -> None:
+    places = {"ROOT": str(rig.cgroup.parent), "BPFFS": str(rig.bpffs)}
+
+    def placed(text: str) -> str:
+        for name, path in places.items():
+            text = text.replace(name, path)
+        return text
+
+    changes = {k: Path(placed(v)) if isinstance(v, str) else v for k, v in changes.items()}
+    with pytest.raises(PreflightError, match=placed(missing)) as caught:
+        check(rig, **changes)
+    assert cure in caught.value.cure
+    assert str(caught.value) == f"{caught.value.missing}; {caught.value.cure}"
+
+
+def test_a_program_type_that_the_kernel_refuses_is_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = syscall.load_program
+
+    def refuse(**arguments: object) -> int:
+        if arguments["attach"] == 36:
+            raise OSError(22, "Invalid argument")
+        return load(**arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(syscall, "load_program", refuse)
+    with pytest.raises(PreflightError, match=r"refuses lookup programs.*Linux 5\.9"):
+        check(rig)
+
+
+def test_without_headers_or_a_cached_artifact_the_cure_is_the_set_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
+    monkeypatch.setenv("GOSSAMER_HEADERS", str(tmp_path))
+    with pytest.raises(PreflightError, match=r"no kernel headers.*setup\.sh"):
+        compile.build(tmp_path / "cache")
+
+
+def test_sources_that_do_not_compile_say_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "bpf" / "src"
+    source.mkdir(parents=True)
+    for path in (*compile.SOURCE.iterdir(), *compile.SOURCE.parent.glob("*.py")):
+        target = source / path.name if path.parent == compile.SOURCE else source.parent / path.name
+        target.write_text(path.read_text())
+    (tmp_path / "mesh").symlink_to(compile.SOURCE.parents[1] / "mesh")
+    (source / "names.c").write_text("int broken(struct bpf_sock_addr *ctx) { return nothing; }\n")
+    monkeypatch.setattr(compile, "SOURCE", source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PreflightError, match=r"bpf/src/names\.c:1.*undeclared identifier 'nothing'"):
+        compile.build(tmp_path / "cache")
+
+
+def test_the_verifiers_words_are_in_the_error() -> None:
+    with pytest.raises(OSError, match=r"program bad was refused: .*(?s:.)*R0 !read_ok"):
+        os.close(syscall.load_program(kind=13, attach=3, name="bad", instructions=b"\x95" + bytes(7), license="GPL"))
