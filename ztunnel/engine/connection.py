@@ -59,9 +59,11 @@ class Connection:
         self._upstream: Endpoint | None = None
         self._relay: Relay | None = None
         self._cancel: Callable[[], None] | None = None  # of a dial or a request to the pool
-        self._timer: asyncio.Handle | None = None
         self._attempts = 0
         downstream.on_change = self._downstream_changed
+        self._timer: asyncio.Handle | None
+        late = Lost(Reason.INTERNAL, f"no decision within {runtime.limits.decision_timeout:g} s")
+        self._timer = runtime.loop.call_later(runtime.limits.decision_timeout, self._fail, late)
 
     @property
     def bytes(self) -> tuple[int, int]:
@@ -88,6 +90,7 @@ class Connection:
             _log.error("connection %d was given a second order: %s", self.id, order)
             return
         self.ordered = True
+        self._stop_timer()
         match order:
             case Refuse():
                 self.end(order.reason, order.detail)

@@ -294,5 +294,13 @@ class PythonEngine:
 
     def _report_all(self) -> None:
         facts, self._facts = self._facts, []
-        if facts:
+        if not facts:
+            return
+        try:
             self._report(facts)
+        except Exception:
+            _log.exception("facts could not be reported")
+            for fact in facts:
+                connection = self._connections.get(fact.id)
+                if connection is not None and not connection.ordered:  # nobody will decide it
+                    connection.end(Reason.INTERNAL, "a fault of the agent")

@@ -16,9 +16,11 @@ class Limits:
     connections: int = 8000  # all pods together; each may need two descriptors
     connections_per_pod: int = 4000
     tunnels_per_pod: int = 1024  # accepted tunnel connections
-    tunnels_per_peer: int = 64  # of them, from one peer address
+    tunnels_per_peer: int = 256  # of them, from one peer address
     handshakes_per_pod: int = 128  # of them, not yet through TLS
+    handshakes_per_peer: int = 32  # of those, from one peer address: silence of one keeps nobody else out
 
+    decision_timeout: float = 30.0  # between a fact and its order
     connect_timeout: float = 10.0
     handshake_timeout: float = 10.0
     response_timeout: float = 20.0  # CONNECT sent until its response
@@ -42,4 +44,5 @@ class Limits:
     stream_window_max: int = 4 << 20
     window_budget: int = 16 << 20  # sum of all growth beyond `stream_window` on one tunnel
     connection_window: int = 16 << 20
+    socket_backlog: int = 256 << 10  # not sent yet and with the kernel: more would wait before the next stream's turn
     stream_buffer: int = 256 << 10  # accepted for sending and not framed yet, per stream

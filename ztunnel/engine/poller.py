@@ -41,7 +41,7 @@ class Poller:
 
     def forget(self, fd: int) -> None:
         """Stop watching; before the descriptor is closed. Nothing happens if it is not watched."""
-        if self._watchers.pop(fd, None) is not None:
+        if self._watchers.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from ztunnel.engine.endpoint import Lost
 from ztunnel.engine.pod import Pod
 from ztunnel.engine.runtime import Runtime
 from ztunnel.engine.stream import Stream
-from ztunnel.engine.tcp import Dial, TcpEndpoint, family_of, tune
+from ztunnel.engine.tcp import Dial, TcpEndpoint, family_of, tune_tunnel
 from ztunnel.engine.tls import Session, expect_peer
 from ztunnel.engine.tunnel import Tunnel
 from ztunnel.orders import TunnelKey
@@ -172,7 +172,7 @@ class Group:
         session = Session(contexts.client, server=False)
         try:
             sock = self._pod.socket(family_of(key.address.ip))
-            tune(sock)
+            tune_tunnel(sock, limits.socket_backlog)
         except OSError as error:
             self._failed(Lost(Reason.CONNECT_FAILED, f"no socket in the pod's netns: {error.strerror}"))
             return

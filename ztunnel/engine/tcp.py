@@ -54,6 +54,13 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
+def tune_tunnel(sock: socket.socket, backlog: int) -> None:
+    """Options of a tunnel's socket: the kernel takes only `backlog` bytes beyond what it can send now, so that bytes
+    wait where streams take turns."""
+    tune(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, backlog)
+
+
 def bind_last_hop(sock: socket.socket, ip: str) -> None:
     """Bind to the pod's own address without taking a port now: connect() then chooses one that is free towards this
     destination, one in TIME_WAIT too (net.ipv4.tcp_tw_reuse = 1, which enrolment sets in the pod's netns).

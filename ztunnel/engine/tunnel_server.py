@@ -13,7 +13,7 @@ from ztunnel.engine.mux import Header
 from ztunnel.engine.pod import Pod
 from ztunnel.engine.runtime import Runtime
 from ztunnel.engine.stream import Stream
-from ztunnel.engine.tcp import TcpEndpoint, address_of, reset, tune
+from ztunnel.engine.tcp import TcpEndpoint, address_of, reset, tune_tunnel
 from ztunnel.engine.tls import Session, accept_peer
 from ztunnel.engine.tunnel import Tunnel
 
@@ -34,7 +34,7 @@ class TunnelServer:
 
     def accept(self, sock: socket.socket) -> None:
         try:
-            tune(sock)
+            tune_tunnel(sock, self._runtime.limits.socket_backlog)
             peer, local = address_of(sock.getpeername()), address_of(sock.getsockname())
         except OSError:  # gone already
             sock.close()
@@ -78,6 +78,8 @@ class TunnelServer:
             return f"the peer has {limits.tunnels_per_peer} already"
         if len(self._handshaking) >= limits.handshakes_per_pod:
             return f"{limits.handshakes_per_pod} handshakes are pending already"
+        if sum(tunnel.address.ip == peer for tunnel in self._handshaking) >= limits.handshakes_per_peer:
+            return f"{limits.handshakes_per_peer} handshakes of the peer are pending already"
         return None
 
     # Of its tunnels

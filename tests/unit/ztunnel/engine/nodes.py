@@ -78,6 +78,7 @@ class Node:
         netns: str = "/proc/self/ns/net",
         addresses: Sequence[str] = ("127.0.0.1", "::1"),
         sockets: SocketFactory = loopback_socket,
+        start: bool = True,
     ) -> None:
         self.pod, self._netns, self._addresses = pod, netns, addresses
         self.memory = Memory()
@@ -85,15 +86,16 @@ class Node:
         self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
         self._news = asyncio.Event()
         self.engine = PythonEngine(self.memory, self._report, limits=limits, sockets=sockets)
-        self.enrol(trust_domain)
+        self.enrol(trust_domain, start=start)
 
-    def enrol(self, trust_domain: str = "cluster.local") -> None:
+    def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True) -> None:
         netns = os.open(self._netns, os.O_RDONLY)
         try:
             self.listeners: Listeners = self.engine.add_pod(self.pod, netns, trust_domain, self._addresses)
         finally:
             os.close(netns)
-        self.engine.start_pod(self.pod)
+        if start:
+            self.engine.start_pod(self.pod)
         # As numbers, because the descriptors die with the listeners.
         names = ("outbound4", "outbound6", "plaintext4", "plaintext6", "tunnel4", "tunnel6")
         fds = {name: getattr(self.listeners, name) for name in names}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import random
+import resource
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER
-from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, Pair, application, echo, pair
+from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, Pair, application, echo, eventually, pair
 from ztunnel.engine import Limits
 from ztunnel.orders import Captured, Close, Ended, Offered, Opened, Refuse, RelayPlain
 
@@ -24,6 +27,10 @@ def reset(writer: asyncio.StreamWriter) -> None:
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+def open_files() -> set[int]:
+    return {int(path.name) for path in Path("/proc/self/fd").iterdir()}
 
 
 async def exchange(made: Pair, seed: int) -> None:
@@ -497,6 +504,69 @@ async def test_connections_over_the_limit_are_reset_and_counted() -> None:
         _, writer = await made.connect()
         await made.client.opened(3)
         writer.close()
+
+
+async def test_without_descriptors_the_listener_waits_for_better_times() -> None:
+    made = Node("pod", start=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = [await asyncio.open_connection(*made.address("outbound4")) for _ in range(8)]
+    made.memory.destination = SocketAddress("10.0.0.2", 80)
+    try:
+        used = open_files()
+        free = [fd for fd in range(soft) if fd not in used]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[3], hard))
+        made.engine.start_pod("pod")
+        await made.until(lambda: made.of(Captured))
+        await asyncio.sleep(0.3)
+        assert 0 < len(made.of(Captured)) < 8
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await made.until(lambda: len(made.of(Captured)) == 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _, writer in waiting:
+            writer.close()
+        await made.engine.drain(0)
+
+
+@pytest.mark.parametrize("fault", ["silence", "exception"])
+async def test_a_decider_at_fault_leaves_nothing_open(fault: str) -> None:
+    def fail(fact: object) -> None:
+        if fault == "exception":
+            raise ArithmeticError("the decider's")
+
+    async with pair(client_limits=Limits(decision_timeout=0.2)) as made:
+        made.client.decide = fail
+        reader, writer = await made.connect()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), DEADLINE)
+        assert (await made.client.ended())[0].reason == Reason.INTERNAL
+        writer.close()
+
+
+async def test_many_short_connections_leave_nothing_behind() -> None:
+    async with pair() as made, application(made, echo):
+        await exchange(made, 0)
+        await made.server.ended(1)
+        gc.collect()
+        before, files = len(gc.get_objects()), len(open_files())
+        for round_ in range(1, 11):
+            await asyncio.gather(*(short_exchange(made) for _ in range(50)))
+            await made.client.ended(1 + round_ * 50)
+            await made.server.ended(1 + round_ * 50)
+        for node in (made.client, made.server):
+            node.facts.clear()
+            node.memory.announced.clear()
+        await eventually(lambda: len(open_files()) <= files)
+        gc.collect()
+        assert len(gc.get_objects()) - before < 500
+
+
+async def short_exchange(made: Pair) -> None:
+    reader, writer = await made.connect()
+    writer.write(b"ping")
+    assert await reader.readexactly(4) == b"ping"
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_requests_over_the_limit_are_answered_503() -> None:
