@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+import controller.ca
 from mesh.identity import SpiffeId
+from ztunnel.csr import signing_request
 from ztunnel.orders import Credentials
 
 CLIENT = SpiffeId("cluster.local", "default", "client")
@@ -67,6 +71,31 @@ class Authority:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         leaf = builder.sign(self.key, hashes.SHA256())
         return Credentials(identity=identity, chain=(_der(leaf),), key=_key_der(key), roots=roots or (self.root,))
+
+
+@dataclass(frozen=True)
+class ControllerAuthority:
+    """The mesh's own authority, over the files in `state`: leaves as a node gets them."""
+
+    state: Path
+
+    @property
+    def _signer(self) -> controller.ca.Authority:
+        return controller.ca.load_or_create(self.state, trust_domain="cluster.local", now=_now())
+
+    @property
+    def root(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self._signer.roots[0])
+
+    def issue(self, identity: SpiffeId) -> Credentials:
+        key = ec.generate_private_key(ec.SECP256R1())
+        chain = self._signer.issue(signing_request(identity, key), identity, now=_now())
+        ders = tuple(ssl.PEM_cert_to_DER_cert(pem) for pem in chain)
+        return Credentials(identity=identity, chain=ders, key=_key_der(key), roots=(self.root,))
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _builder(

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from mesh.model import SocketAddress
-from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, Authority
+from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, Authority, ControllerAuthority
 from ztunnel.engine import Limits, PythonEngine
 from ztunnel.engine.netns import SocketFactory
 from ztunnel.orders import (
@@ -135,7 +135,11 @@ class Pair:
     """`client` captures and tunnels to `server`, which relays to `application`."""
 
     def __init__(
-        self, client_limits: Limits | None, server_limits: Limits | None, family: int, authority: Authority
+        self,
+        client_limits: Limits | None,
+        server_limits: Limits | None,
+        family: int,
+        authority: Authority | ControllerAuthority,
     ) -> None:
         self.authority = authority
         self.family = family
@@ -184,8 +188,9 @@ async def pair(
     client_limits: Limits | None = None,
     server_limits: Limits | None = None,
     family: int = socket.AF_INET,
+    authority: Authority | ControllerAuthority | None = None,
 ) -> AsyncIterator[Pair]:
-    made = Pair(client_limits, server_limits, family, Authority.new())
+    made = Pair(client_limits, server_limits, family, authority or Authority.new())
     try:
         yield made
     finally:

@@ -1,4 +1,5 @@
-"""Against a peer nobody here wrote: Envoy as HBONE client of our inbound, and as HBONE server for our outbound."""
+"""Against a peer nobody here wrote: Envoy as HBONE client of our inbound, and as HBONE server for our outbound,
+with certificates of the mesh's own authority."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from mesh.identity import SpiffeId
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.engine import envoy
-from tests.unit.ztunnel.engine.authority import CLIENT, SERVER
+from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, ControllerAuthority
 from tests.unit.ztunnel.engine.nodes import DEADLINE, Pair, application, echo, eventually, pair
 from ztunnel.orders import Offered, Opened, Refuse
 
@@ -68,7 +69,11 @@ async def exchange(dial: Dial, seed: int) -> None:
 
 @SIDES
 async def test_64_connections_are_byte_exact_and_half_close(side: Callable, tmp_path: Path) -> None:
-    async with pair() as made, application(made, echo), side(made, tmp_path) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, echo),
+        side(made, tmp_path) as dial,
+    ):
         async with asyncio.timeout(90), asyncio.TaskGroup() as group:
             for seed in range(64):
                 group.create_task(exchange(dial, seed))
@@ -77,7 +82,11 @@ async def test_64_connections_are_byte_exact_and_half_close(side: Callable, tmp_
 
 
 async def test_envoy_is_known_by_its_certificate(tmp_path: Path) -> None:
-    async with pair() as made, application(made, echo), envoy_as_client(made, tmp_path) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, echo),
+        envoy_as_client(made, tmp_path) as dial,
+    ):
         reader, writer = await dial()
         writer.write(b"hello")
         assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"hello"
@@ -87,7 +96,11 @@ async def test_envoy_is_known_by_its_certificate(tmp_path: Path) -> None:
 
 
 async def test_we_know_envoy_by_its_certificate(tmp_path: Path) -> None:
-    async with pair() as made, application(made, echo), envoy_as_server(made, tmp_path) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, echo),
+        envoy_as_server(made, tmp_path) as dial,
+    ):
         reader, writer = await dial()
         writer.write(b"hello")
         assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"hello"
@@ -97,7 +110,11 @@ async def test_we_know_envoy_by_its_certificate(tmp_path: Path) -> None:
 
 async def test_envoy_with_another_identity_gets_nothing(tmp_path: Path) -> None:
     other = SpiffeId("cluster.local", "default", "other")
-    async with pair() as made, application(made, echo), envoy_as_server(made, tmp_path, other) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, echo),
+        envoy_as_server(made, tmp_path, other) as dial,
+    ):
         reader, writer = await dial()
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.read(), DEADLINE)
@@ -106,7 +123,7 @@ async def test_envoy_with_another_identity_gets_nothing(tmp_path: Path) -> None:
 
 
 async def test_envoy_understands_a_refusal(tmp_path: Path) -> None:
-    async with pair() as made, envoy_as_client(made, tmp_path) as dial:
+    async with pair(authority=ControllerAuthority(tmp_path / "ca")) as made, envoy_as_client(made, tmp_path) as dial:
         made.server.decide = lambda fact: Refuse(id=fact.id, reason=Reason.POLICY_DENY)
         for _ in range(3):
             reader, writer = await dial()
@@ -120,7 +137,7 @@ async def test_envoy_understands_a_refusal(tmp_path: Path) -> None:
 
 
 async def test_we_understand_envoys_refusal(tmp_path: Path) -> None:
-    async with pair() as made:
+    async with pair(authority=ControllerAuthority(tmp_path / "ca")) as made:
         made.application = SocketAddress("127.0.0.1", envoy.free_port())  # nobody there
         async with envoy_as_server(made, tmp_path) as dial:
             reader, writer = await dial()
@@ -139,7 +156,11 @@ async def test_a_reset_by_the_application_is_no_clean_end(side: Callable, tmp_pa
         sock.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SOL_SOCKET, SO_LINGER
         writer.transport.abort()
 
-    async with pair() as made, application(made, abandon), side(made, tmp_path) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, abandon),
+        side(made, tmp_path) as dial,
+    ):
         reader, writer = await dial()
         writer.write(b"x")
         if side is envoy_as_server:
@@ -153,7 +174,11 @@ async def test_a_reset_by_the_application_is_no_clean_end(side: Callable, tmp_pa
 
 
 async def test_envoy_leaves_when_we_drain(tmp_path: Path) -> None:
-    async with pair() as made, application(made, echo), envoy_as_client(made, tmp_path) as dial:
+    async with (
+        pair(authority=ControllerAuthority(tmp_path / "ca")) as made,
+        application(made, echo),
+        envoy_as_client(made, tmp_path) as dial,
+    ):
         reader, writer = await dial()
         writer.write(b"one")
         assert await asyncio.wait_for(reader.readexactly(3), DEADLINE) == b"one"
