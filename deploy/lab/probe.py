@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +111,8 @@ async def ask(action: HttpGet | TcpSocket) -> str:
             return ""
         return await _http_get(action)
     except OSError as error:
-        return f"{action.host}:{action.port}: {error.strerror or error}"
+        # asyncio's own text ("Connect call failed") does not say why.
+        return f"{action.host}:{action.port}: {os.strerror(error.errno) if error.errno else error}"
 
 
 async def _http_get(action: HttpGet) -> str:

@@ -1,0 +1,94 @@
+"""The console script."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from deploy import cli
+from deploy.lab.layout import RUNTIME
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_names_every_part_and_imports_none() -> None:
+    script = (
+        "import sys; from deploy import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    for name in ("lab", "agent", "controller", "status", "workloads", "connections", "bpf", "bench"):
+        assert re.search(rf"^ +{name}\s", done.stdout, re.MULTILINE), name
+    for module in ("rich", "pyroute2", "yaml", "aiohttp", "ztunnel", "controller"):
+        assert f"'{module}'" not in done.stdout, f"{module} is imported for --help"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "up",
+        "down",
+        "apply",
+        "delete",
+        "label",
+        "exec",
+        "status",
+        "logs",
+        "restart-agent",
+        "kill-agent",
+        "partition",
+        "demo",
+    ],
+)
+def test_lab_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["lab", command, "--help"])
+    assert ended.value.code == 0 and "exit codes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["lab"], ["lab", "up"], ["lab", "nothing"], ["lab", "status", "-o", "xml"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2 and "usage: gossamer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["lab", "status", "--name", "nosuchlab"], "lab nosuchlab is not up; gossamer lab up --name nosuchlab", 1),
+        (["lab", "status", "--name", "a-b"], "lab name 'a-b': must be", 1),
+        (["lab", "exec", "--name", "nosuchlab", "pod", "--", "true"], "lab nosuchlab is not up", 125),
+        (["lab", "exec", "--name", "nosuchlab", "pod"], "exec: no command", 125),
+        (["lab", "up", "--name", "nosuchlab", "-f", "/no/such/file"], "/no/such/file: No such file or directory", 1),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    arguments: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == code
+    assert message in capsys.readouterr().err
+    assert not (RUNTIME / "nosuchlab").exists()
+
+
+def test_bad_yaml_makes_no_lab() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "lab", "up", "--name", "nosuchlab", "-f", "-"],
+        input="apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {}",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "-: Pod default/x: spec.containers: is missing" in done.stderr
+    assert not (RUNTIME / "nosuchlab").exists()
