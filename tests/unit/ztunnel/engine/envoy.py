@@ -137,17 +137,28 @@ def _configuration(listen: SocketAddress, chain: dict, cluster: dict) -> dict:
     }
 
 
+def command(configuration: dict, directory: Path) -> list[str]:
+    """Envoy with one worker, under a configuration written to `directory`."""
+    file = directory / "envoy.json"
+    file.write_text(json.dumps(configuration))
+    return [str(BINARY), "-c", str(file), "--concurrency", "1", "--disable-hot-restart"]
+
+
+def is_ready(log: Path) -> bool:
+    """It accepts connections. (One made to find out would become a CONNECT.)"""
+    return "all dependencies initialized. starting workers" in log.read_text()
+
+
 @asynccontextmanager
 async def running(configuration: dict, directory: Path) -> AsyncIterator[None]:
-    """Envoy with one worker, ready to accept."""
-    file, log = directory / "envoy.json", directory / "envoy.log"
-    file.write_text(json.dumps(configuration))
-    arguments = ["-c", str(file), "--concurrency", "1", "--disable-hot-restart"]
+    """Envoy, ready to accept."""
+    log = directory / "envoy.log"
+    arguments = command(configuration, directory)
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(str(BINARY), *arguments, stdout=output, stderr=output)
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=output, stderr=output)
     try:
-        for _ in range(300):  # a probing connection would become a CONNECT
-            if "all dependencies initialized. starting workers" in log.read_text():
+        for _ in range(300):
+            if is_ready(log):
                 break
             assert process.returncode is None, log.read_text()
             await asyncio.sleep(0.1)
