@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_FIRST = 0.5
 _RETRY_LIMIT = 30.0
+_OLDER_SECONDS = 10.0  # how often it is looked whether older connections have ended
 # Connections that the hooks redirected just before they were detached are still to be accepted.
 _LEAVE_SECONDS = 0.5
 # The last hop goes from the pod's address to the pod's address: a busy server would have its 28 k ports in TIME_WAIT
@@ -106,7 +107,6 @@ class Pod:
     _netns: int = -1
     _reuse: str = ""  # what the pod's netns had before; empty: not changed
     _attempts: int = 0
-    _judged: int = -1  # version of the snapshot under which older connections were judged
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -134,7 +134,7 @@ class Pod:
                 if await self._advance():
                     return
                 self._attempts = 0
-                timeout = None
+                timeout = _OLDER_SECONDS if self.older else None
             except Exception as error:
                 self._attempts += 1
                 timeout = min(_RETRY_LIMIT, _RETRY_FIRST * 2.0 ** min(self._attempts - 1, 10))
@@ -223,7 +223,7 @@ class Pod:
         except BaseException:
             self._undo()
             raise
-        self._inside, self.adopted, self._judged = shape, False, -1
+        self._inside, self.adopted = shape, False
         self._tell(Redirection.ENABLED, "", workload)
         log.info("pod %s/%s is enrolled as %s", self.namespace, self.name, shape.identity)
 
@@ -272,13 +272,11 @@ class Pod:
         log.info("pod %s/%s is gone", self.namespace, self.name)
 
     async def _judge_older(self, workload: Workload | None) -> None:
-        """Close what policy forbids of the connections that are older than the enrolment, once per snapshot."""
-        snapshot = self.around.snapshot()
-        if not self.older or workload is None or self._inside is None or snapshot.version == self._judged:
+        """Forget the connections older than the enrolment that have ended, close those that policy forbids."""
+        if not self.older or workload is None or self._inside is None:
             return
-        self._judged = snapshot.version
         present = await asyncio.to_thread(older.still_open, self.older, self._netns)
-        condemned = older.forbidden(snapshot, workload, present)
+        condemned = older.forbidden(self.around.snapshot(), workload, present)
         for connection, why in condemned:
             log.info(
                 "pod %s/%s: connection from %s to %s is older than the enrolment and not permitted: %s; closed",
