@@ -174,3 +174,7 @@ def ask_socket(path: Path, target: str, timeout: float = 3.0) -> Any:
 
 def admin_socket(layout: Layout, node: str) -> Path:
     return layout.agent_dir(node) / "admin.sock"
+
+
+def controller_socket(layout: Layout) -> Path:
+    return layout.control / "run" / "admin.sock"

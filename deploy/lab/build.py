@@ -128,7 +128,7 @@ class Builder:
             meta, node = pod["metadata"], nodes[pod["spec"]["nodeName"]]
             self.say(f"pod {number}/{len(missing)}: {meta['namespace']}/{meta['name']} on {node.name}")
             if not pod["spec"].get("hostNetwork"):
-                fabric.remove(self.layout.pod_netns(meta["namespace"], meta["name"]))  # of an attempt that crashed
+                fabric.remove_pod(self.layout, meta["namespace"], meta["name"], node)  # of an attempt that crashed
                 first, second = (entry["ip"] for entry in pod["status"]["podIPs"])
                 fabric.make_pod(self.layout, meta["namespace"], meta["name"], node, (first, second))
             netns = str(pod_netns(self.layout, pod))
@@ -161,11 +161,12 @@ class Builder:
 
     def _remove_pod(self, pod: Object) -> None:
         meta, group = pod["metadata"], pod_cgroup(self.layout, pod)
+        node = machine(self.layout, self.store.load()[Key("Node", "", pod["spec"]["nodeName"])])
         cgroup.kill(group)
         cgroup.remove(group)
-        (self.layout.pod_records(pod["spec"]["nodeName"]) / f"{meta['uid']}.json").unlink(missing_ok=True)
+        (self.layout.pod_records(node.name) / f"{meta['uid']}.json").unlink(missing_ok=True)
         if not pod["spec"].get("hostNetwork"):
-            fabric.remove(self.layout.pod_netns(meta["namespace"], meta["name"]))
+            fabric.remove_pod(self.layout, meta["namespace"], meta["name"], node)
         for log in self.layout.logs.glob(f"{meta['namespace']}_{meta['name']}_*.log"):
             log.unlink(missing_ok=True)
 

@@ -308,11 +308,14 @@ class Lab:
         return self.layout.container_log(namespace, pod["metadata"]["name"], name)
 
     # --- faults -----------------------------------------------------------------------------------
-    def restart_agent(self, node: str) -> None:
-        """SIGTERM, wait for it to drain, start it again. Starts one that does not run."""
+    def restart_agent(self, node: str, *, wait: bool = True, timeout: float = 60.0) -> None:
+        """SIGTERM, wait for it to drain, start it again. Starts one that does not run. With `wait`, until it is ready
+        and its pods are enrolled."""
         machine = self._mesh_node(node)
         agents.stop_agent(self.layout, node, kill=False)
         agents.start_agent(self.layout, machine)
+        if wait:
+            self.wait(timeout)
 
     def kill_agent(self, node: str) -> None:
         """SIGKILL; it stays away until `restart_agent`."""
@@ -327,10 +330,12 @@ class Lab:
         return machine
 
     def restart_controller(self) -> None:
+        """End the controller, if it runs, and start it; nodes come back to it by themselves."""
         self.kill_controller()
         agents.start_controller(self.layout, [node.name for node in self.nodes()])
 
     def kill_controller(self) -> None:
+        """SIGKILL; it stays away until `restart_controller`."""
         cgroup.kill(self.layout.service_cgroup("controller"))
 
     def partition(self, node: str, *, healed: bool = False) -> None:

@@ -164,6 +164,19 @@ def make_pod(layout: Layout, namespace: str, pod: str, node: Machine, addresses:
     _within(name, wire)
 
 
+def remove_pod(layout: Layout, namespace: str, pod: str, node: Machine) -> None:
+    """Unplug a pod and remove its namespace. Somebody may hold the namespace for a while (an agent that still ends
+    connections in it); its address and its device's name are free at once."""
+
+    def unplug(ipr: IPRoute) -> None:
+        for index in ipr.link_lookup(ifname=short_name("veth", namespace, pod)):
+            ipr.link("del", index=index)
+
+    if exists(node.netns):
+        _within(node.netns, unplug)
+    remove(layout.pod_netns(namespace, pod))
+
+
 def partition(layout: Layout, node: Machine, healed: bool) -> None:
     """Cut a node's port off the fabric, or plug it in again. The carrier stays: packets vanish, as in real life."""
     # pyroute2 takes a bridge port's "state" for the link's and would set it down.

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.lab import agents, cgroup, fabric
@@ -44,7 +45,19 @@ def collect(lab: Lab) -> Json:
         "controller": controller,
         "nodes": listed,
         "pods": [_pod(lab, pod, said) for pod in lab.pods()],
+        "refused": refused(lab) if lab.has_agents else [],
     }
+
+
+def refused(lab: Lab) -> list[Json]:
+    """Objects that the controller (or a node) does not accept, each with its conditions that are not true."""
+    answer = agents.ask_socket(agents.controller_socket(lab.layout), "/status") or {}
+    found = []
+    for item in answer.get("objects") or []:
+        wrong = [condition for condition in item["conditions"] if condition["status"] != "True"]
+        if wrong:
+            found.append({name: item[name] for name in ("kind", "namespace", "name")} | {"conditions": wrong})
+    return found
 
 
 def _state(running: bool) -> str:
@@ -101,7 +114,20 @@ def tables(state: Json) -> RenderableType:
             "[green]yes[/]" if pod["ready"] else f"[yellow]no ({pod['phase']})[/]",
             str(pod["restarts"]),
         )
-    return Group(nodes, pods)
+    return Group(nodes, pods, *_attention(state))
+
+
+def _attention(state: Json) -> list[RenderableType]:
+    if not state["refused"]:
+        return []
+    table = Table(title="objects that are not in force", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    for column in ("object", "condition", "why"):
+        table.add_column(column)
+    for item in state["refused"]:
+        name = "/".join(filter(None, (item["namespace"], item["name"])))
+        for condition in item["conditions"]:
+            table.add_row(f"{item['kind']} {name}", condition["type"], escape(condition.get("message") or ""))
+    return [table]
 
 
 def _coloured(state: str) -> str:
