@@ -11,7 +11,7 @@ from ztunnel.engine.tcp import TcpEndpoint
 from ztunnel.engine.tls import Session
 
 _READ = 64 << 10  # ciphertext from the socket, and plaintext per `read` (it may exceed it by a record)
-_LINGER = 1.0  # seconds for the last words (alert, GOAWAY) to be read by the peer
+LINGER = 1.0  # seconds for the last words (alert, GOAWAY) to be read by the peer
 
 
 class Channel:
@@ -94,7 +94,7 @@ class Channel:
         except Lost:
             self._transport.abort()
             return
-        self._transport.linger(self._loop, _LINGER)
+        self._transport.linger(self._loop, LINGER)
 
     def _send(self) -> None:
         try:

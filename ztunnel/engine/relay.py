@@ -6,10 +6,13 @@ bounded amount and asks to be called again, so that no connection keeps the othe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
+from mesh.reason import Reason
 from ztunnel.engine.endpoint import Endpoint, Lost
 
+_log = logging.getLogger(__name__)
 _CHUNK = 64 << 10
 _CHUNKS_PER_STEP = 8
 
@@ -81,6 +84,11 @@ class Relay:
         except Lost as lost:
             self._running = False
             self._over(lost)
+            return
+        except Exception:
+            _log.exception("a relay failed")
+            self._running = False
+            self._over(Lost(Reason.INTERNAL, "a fault of the agent"))
             return
         if self._finished():
             self._running = False

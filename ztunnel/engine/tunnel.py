@@ -7,6 +7,7 @@ could make us queue without reading it is bounded by `mesh.http2`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from ztunnel.engine.stream import Stream
 from ztunnel.engine.tcp import TcpEndpoint
 from ztunnel.engine.tls import Session
 
+_log = logging.getLogger(__name__)
 _READS_PER_STEP = 8
 _PULL = 64 << 10  # bytes framed at once: what the socket does not take of them waits before the next stream's turn
 _PULLS_PER_STEP = 8
@@ -134,6 +136,9 @@ class Tunnel:
         except Lost as lost:
             self._lose(self._explained(lost))
             return
+        except Exception:
+            self._fault()
+            return
         if more and self._stepping is None:
             self._stepping = self._loop.call_soon(self._step)
         self._tell_changed()
@@ -189,7 +194,15 @@ class Tunnel:
         except Lost as lost:
             self._lose(self._explained(lost))
             return
+        except Exception:
+            self._fault()
+            return
         self._tell_changed()
+
+    def _fault(self) -> None:
+        """Of ours: this tunnel's state cannot be trusted any more, the others' can."""
+        _log.exception("the tunnel with %s failed", self.address)
+        self._lose(Lost(Reason.INTERNAL, "a fault of the agent"))
 
     def _schedule_freed(self) -> None:
         if self._freeing is None and not self._over:
@@ -246,7 +259,7 @@ class Tunnel:
         self._owner.over(self, lost)
 
     def _last_words(self) -> None:
-        """GOAWAY, as far as the socket takes it."""
+        """GOAWAY, as far as the socket takes it. Whatever goes wrong with it, the socket is closed."""
         try:
             for _ in range(_PULLS_PER_STEP):
                 data = self._mux.pull(_PULL) if self._mux is not None and self._channel.room else b""
@@ -254,5 +267,7 @@ class Tunnel:
                     break
                 self._channel.write(data)
         except Lost:
-            pass
+            pass  # it cannot be said any more
+        except Exception:
+            _log.exception("the tunnel with %s could not say GOAWAY", self.address)
         self._channel.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mesh.identity import SpiffeId
 from mesh.reason import Reason
+from ztunnel.engine.channel import LINGER
 from ztunnel.engine.endpoint import Lost
 from ztunnel.engine.mux import Header
 from ztunnel.engine.pod import Pod
@@ -24,13 +25,13 @@ Offer = Callable[[Pod, Tunnel, Stream, str, str, Sequence[Header]], None]
 class TunnelServer:
     """The `Owner` of a pod's accepted tunnels."""
 
-    __slots__ = ("_emptied", "_handshaking", "_offer", "_per_peer", "_pod", "_runtime", "tunnels")
+    __slots__ = ("_emptied", "_handshaking", "_offer", "_open", "_pod", "_runtime", "tunnels")
 
     def __init__(self, runtime: Runtime, pod: Pod, offer: Offer, emptied: Callable[[Pod], None]) -> None:
         self._runtime, self._pod, self._offer, self._emptied = runtime, pod, offer, emptied
         self.tunnels: set[Tunnel] = set()
         self._handshaking: set[Tunnel] = set()
-        self._per_peer: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # per peer address; those that still say their last words included
 
     def accept(self, sock: socket.socket) -> None:
         try:
@@ -60,7 +61,7 @@ class TunnelServer:
         )
         self.tunnels.add(tunnel)
         self._handshaking.add(tunnel)
-        self._per_peer[peer.ip] += 1
+        self._open[peer.ip] += 1
 
     def announce_end(self) -> None:
         for tunnel in list(self.tunnels):
@@ -72,9 +73,9 @@ class TunnelServer:
 
     def _excess(self, peer: str) -> str | None:
         limits = self._runtime.limits
-        if len(self.tunnels) >= limits.tunnels_per_pod:
+        if self._open.total() >= limits.tunnels_per_pod:
             return f"the pod has {limits.tunnels_per_pod} already"
-        if self._per_peer[peer] >= limits.tunnels_per_peer:
+        if self._open[peer] >= limits.tunnels_per_peer:
             return f"the peer has {limits.tunnels_per_peer} already"
         if len(self._handshaking) >= limits.handshakes_per_pod:
             return f"{limits.handshakes_per_pod} handshakes are pending already"
@@ -104,8 +105,11 @@ class TunnelServer:
         if tunnel in self._handshaking or lost.reason in (Reason.PEER_IDENTITY, Reason.HTTP2_PROTOCOL):
             self._handshaking.discard(tunnel)
             self._runtime.count_refused(lost.reason, f"{self._pod.name}: tunnel from {tunnel.address}: {lost.detail}")
-        self._per_peer[tunnel.address.ip] -= 1
-        if self._per_peer[tunnel.address.ip] <= 0:
-            del self._per_peer[tunnel.address.ip]
+        self._runtime.loop.call_later(LINGER, self._closed, tunnel.address.ip)
         if not self.tunnels:
             self._emptied(self._pod)
+
+    def _closed(self, peer: str) -> None:
+        self._open[peer] -= 1
+        if not self._open[peer]:
+            del self._open[peer]

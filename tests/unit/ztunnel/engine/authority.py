@@ -52,10 +52,22 @@ class Authority:
     def root(self) -> bytes:
         return _der(self.certificate)
 
+    def intermediate(self) -> Authority:
+        """One that this one vouches for."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "intermediate")])
+        certificate = (
+            _builder(subject, self.certificate.subject, key.public_key(), datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+        return Authority(certificate, key)
+
     def issue(
         self,
         identity: SpiffeId,
         *,
+        above: tuple[bytes, ...] = (),
         sans: tuple[str, ...] | None = None,
         age: datetime.timedelta = datetime.timedelta(),
         usages: tuple[x509.ObjectIdentifier, ...] = _BOTH,
@@ -70,7 +82,9 @@ class Authority:
             builder = builder.add_extension(names, critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         leaf = builder.sign(self.key, hashes.SHA256())
-        return Credentials(identity=identity, chain=(_der(leaf),), key=_key_der(key), roots=roots or (self.root,))
+        return Credentials(
+            identity=identity, chain=(_der(leaf), *above), key=_key_der(key), roots=roots or (self.root,)
+        )
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,16 @@ def test_a_failure_after_both_ends_is_no_news() -> None:
     assert run.over == [None]
 
 
+def test_a_fault_of_an_endpoint_ends_the_relay_as_internal() -> None:
+    class Broken(Memory):
+        def read(self, limit: int) -> bytes | None:
+            raise ArithmeticError("ours")
+
+    (lost,) = Run(Broken(), Memory()).over
+    assert lost is not None
+    assert lost.reason == Reason.INTERNAL
+
+
 def test_a_stopped_relay_moves_nothing() -> None:
     run = Run(Memory(), Memory())
     run.relay.stop()

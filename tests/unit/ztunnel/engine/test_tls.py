@@ -191,6 +191,21 @@ async def test_no_session_tickets_and_no_sni() -> None:
         assert cipher == "TLS_AES_256_GCM_SHA384"
 
 
+@pytest.mark.parametrize("sent", [True, False])
+async def test_intermediates_are_sent_and_needed(sent: bool) -> None:
+    async with pair() as made, application(made, echo):
+        between = made.authority.intermediate()
+        roots, above = (made.authority.root,), (between.root,) if sent else ()
+        made.client.engine.set_credentials("client-pod", between.issue(CLIENT, above=above, roots=roots))
+        if not sent:
+            assert (await outcome(made))[0] == Reason.TLS_FAILED
+            return
+        reader, writer = await made.connect()
+        writer.write(b"hello")
+        assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"hello"
+        writer.close()
+
+
 async def test_renewed_certificates_leave_open_connections_and_serve_new_ones() -> None:
     async with pair() as made, application(made, echo):
         first = await made.connect()

@@ -221,8 +221,16 @@ async def test_a_handshake_has_a_deadline() -> None:
         writer.close()
 
 
-async def test_pending_handshakes_and_tunnels_per_peer_are_limited() -> None:
-    limits = Limits(handshakes_per_pod=3, tunnels_per_peer=5)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(handshakes_per_pod=3),
+        Limits(handshakes_per_peer=3),
+        Limits(tunnels_per_pod=3),
+        Limits(tunnels_per_peer=3),
+    ],
+)
+async def test_tunnels_and_pending_handshakes_are_limited(limits: Limits) -> None:
     async with pair(server_limits=limits) as made, application(made, echo):
         silent = [await asyncio.open_connection(*made.server.address("tunnel4")) for _ in range(3)]
         await eventually(lambda: len(made.server.engine._servers["server-pod"].tunnels) == 3)
@@ -232,7 +240,7 @@ async def test_pending_handshakes_and_tunnels_per_peer_are_limited() -> None:
         assert made.server.engine.refused == {Reason.LIMIT: 1}
         for _, writer in silent:
             writer.close()
-        await eventually(lambda: not made.server.engine._servers["server-pod"].tunnels)
+        await eventually(lambda: not made.server.engine._servers["server-pod"]._open)
         await still_serves(made)
 
 
