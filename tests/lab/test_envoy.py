@@ -118,8 +118,11 @@ def test_envoy_is_served_and_seen_as_its_pod(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_plaintext_from_the_same_pod_is_not(lab: Lab) -> None:
-    with dial(lab, SocketAddress(ip(lab, "server"), 9000)) as sock:
-        assert greeting(sock) == []
+    try:
+        with dial(lab, SocketAddress(ip(lab, "server"), 9000)) as sock:
+            assert greeting(sock) == []
+    except ConnectionResetError:
+        pass  # already while connecting: the agent is fast
 
 
 def test_another_identity_is_refused_by_policy(lab: Lab, tmp_path: Path) -> None:
