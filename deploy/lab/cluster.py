@@ -200,6 +200,8 @@ class Lab:
         missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
         if missing:
             raise LabError(f"programs are missing; install them: apt-get install {' '.join(missing)}")
+        if not Path("/proc/sys/net/ipv6").exists():
+            raise LabError("this kernel runs without IPv6, which pods have; boot without ipv6.disable=1")
 
     # --- waiting ----------------------------------------------------------------------------------
     def wait(self, timeout: float = 120.0, *, agents_down: bool = True) -> None:

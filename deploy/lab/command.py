@@ -13,12 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.lab.fault import LabError
 
+if TYPE_CHECKING:
+    from deploy.lab.cluster import Lab
+    from deploy.lab.manifest import Key
+
 _EXIT = "exit codes: 0 done, 1 it could not be done, 2 wrong usage"
 CANNOT_START = 125
+_CONTROLLER_LOOKS = 1.0  # seconds in which the controller has seen a changed file
 Options = argparse.Namespace
 
 
@@ -153,11 +158,32 @@ def _apply(options: Options) -> int:
     from deploy.lab.progress import progress
 
     with progress(f"lab {options.name}") as say:
-        changed = Lab(options.name, say=say).apply(_read(options), timeout=options.timeout, wait=not options.no_wait)
+        lab = Lab(options.name, say=say)
+        changed = lab.apply(_read(options), timeout=options.timeout, wait=not options.no_wait)
     for key in changed:
         print(key)
     print(f"{len(changed)} objects changed")
-    return 0
+    return 1 if _say_refused(lab, changed) else 0
+
+
+def _say_refused(lab: Lab, changed: list[Key]) -> bool:
+    """Say which of the changed policies the controller does not accept, once it has seen them."""
+    from deploy.lab import status
+    from deploy.lab.manifest import CLUSTER_KINDS
+
+    policies = {key for key in changed if key.kind not in CLUSTER_KINDS}
+    if not policies or not lab.has_agents:
+        return False
+    end = time.monotonic() + _CONTROLLER_LOOKS
+    wrong: list[dict[str, Any]] = []
+    while not wrong and time.monotonic() < end:
+        time.sleep(0.1)
+        wrong = [item for item in status.refused(lab) if (item["kind"], item["namespace"], item["name"]) in policies]
+    for item in wrong:
+        for condition in item["conditions"]:
+            where = f"{item['kind']} {item['namespace']}/{item['name']}"
+            print(f"gossamer lab: {where}: not in force: {condition['message']}", file=sys.stderr)
+    return bool(wrong)
 
 
 def _delete(options: Options) -> int:

@@ -36,6 +36,7 @@ _API = {
     "ConfigMap": "v1",
     "Deployment": "apps/v1",
 }
+CLUSTER_KINDS = frozenset(_API)  # what the lab itself plays; any other kind is policy
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 

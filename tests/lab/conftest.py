@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import string
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,3 +80,16 @@ def bookinfo() -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """`until(what)` waits until `what()` is true; a test whose wait is over (20 s, or `seconds`) fails."""
+
+    def wait(what: Callable[[], object], seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, f"it did not happen within {seconds:g} s"
+            time.sleep(0.05)
+
+    return wait

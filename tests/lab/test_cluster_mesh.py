@@ -1,0 +1,129 @@
+"""The lab with the mesh in it: the demo, agents that come and go, and that nothing stays attached after `down`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.lab import agents
+from deploy.lab.cluster import Lab
+from deploy.lab.manifest import Key
+from tests.lab.conftest import lab_name
+
+_libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+_CGROUP = 3  # BPF_LINK_TYPE_CGROUP
+_NETNS = 5  # BPF_LINK_TYPE_NETNS
+
+
+def links() -> Iterator[tuple[int, int, int]]:
+    """(id, type, what it is attached to: a cgroup's id or a network namespace's inode) of every bpf link there is."""
+    number = ctypes.c_uint32(0)
+    while _libbpf.bpf_link_get_next_id(number.value, ctypes.byref(number)) == 0:
+        handle = _libbpf.bpf_link_get_fd_by_id(number.value)
+        if handle < 0:  # gone since
+            continue
+        info, size = ctypes.create_string_buffer(64), ctypes.c_uint32(64)
+        done = _libbpf.bpf_obj_get_info_by_fd(handle, info, ctypes.byref(size))
+        os.close(handle)
+        if done == 0:
+            kind = struct.unpack_from("<I", info.raw)[0]
+            yield number.value, kind, struct.unpack_from("<Q" if kind == _CGROUP else "<I", info.raw, 16)[0]
+
+
+def attached(lab: Lab) -> set[int]:
+    """Ids of the links attached to this lab's nodes and pods."""
+    groups = {lab.layout.node_cgroup(node.name).stat().st_ino for node in lab.nodes()}
+    spaces = {lab.netns(pod).stat().st_ino for pod in lab.pods()}
+    return {
+        number
+        for number, kind, target in links()
+        if (kind == _CGROUP and target in groups) or (kind == _NETNS and target in spaces)
+    }
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "deploy.cli", "lab", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def name() -> Iterator[str]:
+    name = lab_name()
+    try:
+        yield name
+    finally:
+        Lab(name).down()
+
+
+def test_demo_shows_that_requests_are_answered_and_encrypted(name: str) -> None:
+    done = cli("demo", "--name", name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "encrypted, every byte" in done.stdout
+    assert done.stdout.count("12 of 12 answered") == 2
+    again = cli("demo", "--name", name)  # on a lab that is up
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_status_tells_who_is_enrolled(name: str) -> None:
+    state = json.loads(cli("status", "--name", name, "-o", "json").stdout)
+    assert {pod["name"]: pod["enrolled"] for pod in state["pods"] if pod["name"] in ("client", "outsider")} == {
+        "client": True,
+        "outsider": False,
+    }
+    assert all(node["agent"] == "running" and node["agent_ready"] for node in state["nodes"])
+    assert state["controller"] == "running" and state["refused"] == []
+
+
+def test_an_agent_that_is_killed_stays_away_until_it_is_restarted(name: str) -> None:
+    lab = Lab(name)
+    assert cli("kill-agent", "--name", name, "n1").returncode == 0
+    assert cli("kill-agent", "--name", name, "n1").returncode == 1
+    assert agents.ask_socket(agents.admin_socket(lab.layout, "n1"), "/status") is None
+    assert lab.exec("client", ["curl", "-sS", "-m", "3", "http://productpage:9080/health"]).returncode != 0
+    assert cli("restart-agent", "--name", name, "n1").returncode == 0
+    lab.exec("client", ["curl", "-sS", "-f", "-m", "5", "http://productpage:9080/health"], check=True)
+
+
+def test_labels_enrol_and_un_enrol_a_running_pod(name: str) -> None:
+    lab = Lab(name)
+    before = lab.exec("outsider", ["readlink", "/proc/1/ns/pid"], check=True).stdout
+    label = "istio.io/dataplane-mode"
+    for value in ("ambient", "none"):
+        lab.label(Key("Pod", "default", "outsider"), {label: value})
+        lab.wait(30)
+        state = json.loads(cli("status", "--name", name, "-o", "json").stdout)
+        assert next(pod["enrolled"] for pod in state["pods"] if pod["name"] == "outsider") is (value == "ambient")
+    assert lab.exec("outsider", ["readlink", "/proc/1/ns/pid"], check=True).stdout == before
+
+
+def test_a_policy_that_is_refused_is_said(name: str) -> None:
+    lab = Lab(name)
+    key = Key("PeerAuthentication", "default", "wrong")
+    head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: wrong}\n"
+    text = head + "spec: {mtls: {mode: LAX}}"
+    argv = [sys.executable, "-m", "deploy.cli", "lab", "apply", "--name", name, "-f", "-"]
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1 and "PeerAuthentication default/wrong: not in force:" in done.stderr
+        state = json.loads(cli("status", "--name", name, "-o", "json").stdout)
+        assert [(item["kind"], item["name"]) for item in state["refused"]] == [("PeerAuthentication", "wrong")]
+    finally:
+        lab.delete([key])
+
+
+def test_down_leaves_no_program_attached(name: str, until: Callable[[Callable[[], object]], None]) -> None:
+    lab = Lab(name)
+    mine = attached(lab)
+    assert len(mine) > len(lab.nodes()), "the check must see what is attached while the lab is up"
+    mounts = str(lab.layout.run)
+    assert lab.down()
+    until(lambda: not mine & {number for number, _, _ in links()})
+    assert mounts not in Path("/proc/self/mountinfo").read_text()
