@@ -382,3 +382,25 @@ def test_a_pod_made_again_under_its_name_is_another_pod(lab: Lab) -> None:
         lab.delete(keys)
         until(lambda: all(p["name"] != "transient" for p in ask(lab, "n1", "/status")["pods"]))
         assert not reaches(lab, "neighbour", to=address, port=9000)
+
+
+def test_a_pod_deleted_while_no_agent_ran_is_released(lab: Lab) -> None:
+    lab.apply({"transient.yaml": pod("transient", "mesh", "n1", SERVER)})
+    until(lambda: enrolled(lab, "transient", "mesh"))
+    lab.kill_agent("n1")
+    try:
+        lab.delete([Key("Pod", "mesh", "transient"), Key("ServiceAccount", "mesh", "transient")])
+    finally:
+        lab.restart_agent("n1")
+    until(lambda: reaches(lab, "client"))
+    assert "is gone since the last run" in lab.logs("node/n1").read_text()
+    maps = {m["name"]: m["entries"] for m in ask(lab, "n1", "/bpf")["maps"]}
+    assert maps["pods"] == 1, "of n1's pods the client alone is enrolled"
+
+
+def test_nobody_stumbled(lab: Lab) -> None:
+    """After all of the above."""
+    for target in ("node/n1", "node/n2", "controller"):
+        text = lab.logs(target).read_text()
+        assert "Traceback" not in text, text
+        assert "INTERNAL" not in text
