@@ -119,7 +119,11 @@ class Connections:
         for connection in self._live.values():
             if connection.arrival is None or connection.reason is not Reason.OK:
                 continue
-            detail = lost(snapshot, connection.arrival)
+            try:
+                detail = lost(snapshot, connection.arrival)
+            except Exception:  # a fault of ours costs this connection, not the swap and not the others
+                log.exception("connection %d could not be judged anew", connection.id)
+                detail = "it could not be judged anew"
             if detail:
                 connection.reason, connection.detail = Reason.REVOKED, detail
                 orders.append(Close(id=connection.id, reason=Reason.REVOKED, detail=detail))

@@ -167,3 +167,11 @@ def test_a_swap_closes_what_it_forbids_once_and_nothing_else(table: tuple[Connec
     connections.ended(ended(1, Reason.REVOKED, detail))
     assert heard.said[-1] == ("closed", 1, "REVOKED", 3.0)
     assert len(connections.live()) == 2
+
+
+def test_what_cannot_be_judged_anew_is_closed_and_the_others_are_judged(table: tuple[Connections, Heard]) -> None:
+    connections, _ = table
+    connections.begin(record(1, replace(ARRIVAL, source_ip="not an address")))
+    connections.begin(record(2))
+    closed = connections.revoked(Snapshot().apply(Delta(upserts=(SERVER,))))
+    assert [(c.id, c.detail) for c in closed] == [(1, "it could not be judged anew")]
