@@ -22,6 +22,7 @@ from deploy.lab.manifest import Key, Object
 from deploy.lab.store import Store
 
 _RESCAN = 5.0  # seconds between looks at the directory in case a notice was lost
+_LOG_LIMIT = 32 << 20  # bytes; logs are in memory (/run)
 
 
 def table(layout: Layout, objects: Mapping[Key, Object]) -> str:
@@ -61,6 +62,14 @@ class Clusterd:
             recursive=False,
         ):
             await self._reconcile()
+            self._shorten_logs()
+
+    def _shorten_logs(self) -> None:
+        """Start logs again that have grown too long; their writers append, so they go on in the same file."""
+        for path in (*self.layout.logs.glob("*.log"), *self.layout.run.glob("nodes/*/agent.log")):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size > _LOG_LIMIT:
+                    path.write_text(f"(older lines were removed: more than {_LOG_LIMIT >> 20} MiB)\n")
 
     async def _reconcile(self) -> None:
         try:

@@ -25,12 +25,13 @@ def progress(title: str) -> Iterator[Say]:
                 f"[bold]{escape(title)}[/]  {escape(text)}  [dim]{time.monotonic() - began:.0f} s[/]"
             )
         return
-    last = {"kind": "", "at": 0.0}
+    last, at = "", 0.0
 
     def say(text: str) -> None:
+        nonlocal last, at
         kind, now = text.split(" ", 1)[0], time.monotonic()
-        if kind != last["kind"] or now - float(last["at"]) > _PLAIN_INTERVAL:
-            last.update(kind=kind, at=now)
+        if kind != last or now - at > _PLAIN_INTERVAL:
+            last, at = kind, now
             print(f"{title}: {text} ({now - began:.0f} s)", file=sys.stderr, flush=True)
 
     yield say

@@ -495,6 +495,26 @@ def test_down_after_a_crash_leaves_nothing_and_harms_nobody(lab: Lab, make_lab: 
     assert lab.is_up and (NETNS / lab.layout.node_netns("n1")).exists()
 
 
+@pytest.mark.parametrize("moment", ["network", "node", "pod", "waiting"])
+def test_up_that_is_killed_half_way_is_cleaned_up_or_finished(make_lab: Callable[..., Lab], moment: str) -> None:
+    lab = make_lab(SMALL, agent=False)
+    lab.down()
+    argv = [sys.executable, "-m", "deploy.cli", "lab", "up", "--name", lab.name, "--no-agent", "-f", "-"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write(SMALL)
+    process.stdin.close()
+    assert any(line.startswith(f"lab {lab.name}: {moment}") for line in process.stderr)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    if moment in ("node", "waiting"):
+        Lab(lab.name).up({"test.yaml": SMALL}, agent=False)
+        assert Lab(lab.name).exec("one", ["true"]).returncode == 0
+    assert Lab(lab.name).down()
+    assert not fabric.leftovers(lab.layout) and not lab.layout.cgroup.exists() and not lab.layout.run.exists()
+
+
 def test_up_again_mends_what_died(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(SMALL, agent=False)
     uid = lab.pod("one")["metadata"]["uid"]

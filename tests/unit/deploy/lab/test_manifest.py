@@ -22,7 +22,7 @@ def test_bookinfo_is_accepted_whole() -> None:
     objects = parse(BOOKINFO.read_text(), "bookinfo.yaml")
     kinds = [item["kind"] for item in objects]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        "Node": 2, "Namespace": 1, "ServiceAccount": 5, "Service": 4, "Deployment": 6, "Pod": 2,
+        "Namespace": 1, "ServiceAccount": 5, "Service": 4, "Deployment": 6, "Pod": 2,
     }  # fmt: skip
     for item in objects:
         if item["kind"] in ("Pod", "Deployment"):
