@@ -85,7 +85,9 @@ def _pod(lab: Lab, pod: Object, said: dict[str, Json]) -> Json:
 
 
 def tables(state: Json) -> RenderableType:
-    nodes = Table(title=f"lab {state['name']}: nodes", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    nodes = Table(
+        title=f"lab {state['name']}: nodes", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     for column in ("node", "address", "pods", "kubelet", "agent", "fabric"):
         nodes.add_column(column)
     for node in state["nodes"]:
@@ -100,9 +102,11 @@ def tables(state: Json) -> RenderableType:
             _coloured(agent),
             "[red]partitioned[/]" if node["partitioned"] else "connected",
         )
-    pods = Table(title="pods", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    pods = Table(title="pods", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("namespace", "name", "ip", "node", "identity", "enrolled", "ready", "restarts"):
-        pods.add_column(column, no_wrap=True, justify="right" if column == "restarts" else "left")
+        long = column in ("name", "identity")  # only these give way on a narrow terminal
+        justify = "right" if column == "restarts" else "left"
+        pods.add_column(column, no_wrap=not long, overflow="fold", justify=justify)
     for pod in state["pods"]:
         pods.add_row(
             pod["namespace"],
@@ -120,7 +124,13 @@ def tables(state: Json) -> RenderableType:
 def _attention(state: Json) -> list[RenderableType]:
     if not state["refused"]:
         return []
-    table = Table(title="objects that are not in force", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title="objects that are not in force",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in ("object", "condition", "why"):
         table.add_column(column)
     for item in state["refused"]:
