@@ -33,7 +33,7 @@ from bpf.registry import PodSlot, Registry, free_slot
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 
-QUOTA = 32768  # connections that one pod may have captured at a time
+QUOTA = 16384  # connections that one pod may have open: captured, or to its own addresses
 
 
 class Listeners(Protocol):
@@ -116,14 +116,7 @@ class Kernel:
 
     def unload(self) -> None:
         """Un-enrol everything, detach every program of every layout, remove every pin, and close."""
-        with pin.locked(self._pins):
-            for key in self._maps["enrolled"].walk():
-                self._maps["enrolled"].delete(key)
-            for folder in pin.layouts(self._pins):
-                pin.remove_layout(folder)
-            for path in list(self._pins.iterdir()):
-                path.unlink()
-            self._pins.rmdir()
+        pin.remove(self._pins)
         self.close()
 
     # Pods

@@ -82,6 +82,12 @@ def pack_tuple(cookie: int, local: SocketAddress, remote: SocketAddress) -> byte
     return TUPLE.pack(cookie, pack_ip(local.ip), pack_ip(remote.ip), local.port, remote.port, 0)
 
 
+def unpack_tuple(data: bytes) -> tuple[int, SocketAddress, SocketAddress]:
+    """Netns cookie, local, remote."""
+    cookie, local, remote, local_port, remote_port, _ = TUPLE.unpack(data)
+    return cookie, SocketAddress(unpack_ip(local), local_port), SocketAddress(unpack_ip(remote), remote_port)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A connection that the kernel side refused. In the connect hook `remote` is not known yet: [::]:0."""

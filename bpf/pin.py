@@ -77,8 +77,7 @@ def link(path: Path, *, program: int, target: int, attach: int, same: int) -> No
     fd = syscall.open_pin(path)
     if fd is not None:
         try:
-            if read(fd).target == same:
-                syscall.update_link(fd, program)
+            if read(fd).target == same and syscall.update_link(fd, program):
                 return
         finally:
             os.close(fd)
@@ -103,16 +102,20 @@ def unlink(path: Path) -> None:
 
 
 def holds_connections(folder: Path) -> bool:
-    """Whether sockets of this layout are open whose entries its programs must still remove or answer."""
-    for name in ("map_captured", "map_clients", "map_flows"):
-        fd = syscall.open_pin(folder / name)
+    """Whether sockets of this layout are open whose entries its programs must still remove or answer. The layout may
+    be of another version: sizes are asked of the kernel."""
+    for name in ("captured", "clients", "flows", "usage"):
+        fd = syscall.open_pin(folder / f"map_{name}")
         if fd is None:
             continue
+        _, _, key, value, entries = struct.unpack_from("=5I", syscall.info(fd, 20))
+        map = Map(fd, MapDefinition(name=name, kind=syscall.HASH, key=key, value=value, entries=entries, flags=0))
         try:
-            if not syscall.is_empty(fd):
+            # `usage` keeps a count for each pod: zero when its last socket has closed
+            if any(any(value) for _, value in map.items()) if name == "usage" else map.walk():
                 return True
         finally:
-            os.close(fd)
+            map.close()
     return False
 
 
@@ -128,3 +131,25 @@ def remove_layout(folder: Path) -> None:
         else:
             unlink(path)
     folder.rmdir()
+
+
+def remove(pins: Path) -> None:
+    """Un-enrol everything, detach every program of every layout, remove every pin; also where nothing else of the
+    kernel side can be opened any more."""
+    if not pins.exists():
+        return
+    with locked(pins):
+        fd = syscall.open_pin(pins / "enrolled")
+        if fd is not None:
+            enrolled = Map(fd, MapDefinition(name="enrolled", kind=syscall.HASH, key=8, value=8, entries=4096, flags=1))
+            for key in enrolled.walk():
+                enrolled.delete(key)
+            enrolled.close()
+        for folder in layouts(pins):
+            remove_layout(folder)
+        mounted = pins.is_mount()
+        for path in list(pins.iterdir()):
+            if not (mounted and path.suffix == ".debug"):  # the kernel's own, in the root of every bpffs
+                path.unlink()
+        if not mounted:
+            pins.rmdir()

@@ -135,8 +135,15 @@ def create_link(program: int, target: int, attach: int) -> int:
     return bpf(LINK_CREATE, struct.pack("=IIII", program, target, attach, 0))
 
 
-def update_link(link: int, program: int) -> None:
-    bpf(LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0))
+def update_link(link: int, program: int) -> bool:
+    """Replace the program of a link; False if what it was attached to is gone (a netns goes asynchronously)."""
+    try:
+        bpf(LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0))
+    except OSError as error:
+        if error.errno == errno.ENOLINK:
+            return False
+        raise
+    return True
 
 
 def detach_link(link: int) -> None:
@@ -146,18 +153,6 @@ def detach_link(link: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLINK, errno.EOPNOTSUPP):
             raise
-
-
-def is_empty(map_fd: int) -> bool:
-    """Whether a hash map has no entry, whatever the size of its keys (up to 256 bytes)."""
-    key = ctypes.create_string_buffer(256)
-    try:
-        bpf(MAP_NEXT, struct.pack("=IIQQ", map_fd, 0, 0, ctypes.addressof(key)))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return True
-        raise
-    return False
 
 
 def program_by_id(id: int) -> int:

@@ -25,13 +25,13 @@ static __always_inline int agent_connects(struct bpf_sock_addr *ctx, const struc
   u64 cookie = bpf_get_socket_cookie(ctx);
   struct endpoint *client = announced.lookup(&cookie);
   if (!client && !is_own(to)) return PASS;
-  struct asked *asked = remember(ctx, LOCAL);
+  struct asked *asked = remember(ctx, LAST_HOP);
   if (!asked) {
     refused(to, MAP_FULL);
     return REFUSE;
   }
+  asked->port = 0;
   if (client) {
-    asked->kind = LAST_HOP;
     MOVE6(asked->ip, client->ip);
     asked->port = client->port;
     announced.delete(&cookie);
@@ -87,7 +87,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
       refused(to, RESERVED_PORT);
       return REFUSE;
     }
-    if (own && !remember(ctx, LOCAL)) {
+    if (own && (over_quota(to->netns) || !remember(ctx, LOCAL))) {
       refused(to, MAP_FULL);
       return REFUSE;
     }

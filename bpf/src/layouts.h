@@ -17,7 +17,7 @@ struct endpoint {
 };
 
 struct destination {        /* what a captured connection asked for */
-  u64 holder;               /* cookie of the socket whose closing removes the entry */
+  u64 holder;               /* cookie of the socket whose closing removes the entry: the client's, then the agent's */
   u32 ip[4];
   u32 port;
   u32 pad;
@@ -45,13 +45,13 @@ struct settings {
   u64 kubelet;
   u32 agent_level;          /* their depth below the root of the v2 hierarchy, so that sub-cgroups count too */
   u32 kubelet_level;
-  u32 quota;                /* entries that one pod may hold */
+  u32 quota;                /* connections that one pod may have open: captured, or to itself */
   u32 accelerate;           /* ACCELERATE_*; 0: every byte goes by TCP */
 };
 
 struct asked {              /* per socket: what the hooks remember from connect() to close() */
   struct tuple key;         /* of the entries that this socket holds */
-  u32 ip[4];                /* CAPTURED: what was asked for; LAST_HOP, SERVED: the real client */
+  u32 ip[4];                /* CAPTURED: what was asked for; SERVED, LAST_HOP unless port is 0: the real client */
   u32 source[4];            /* CAPTURED: see struct pod */
   u32 port;
   u16 kind;
@@ -81,7 +81,7 @@ struct event {
 };
 
 enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED };
-enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_METER = 8 };
+enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8 };
 enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
 enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2 };
 enum lane_state { LANE_OPEN, LANE_NATIVE };

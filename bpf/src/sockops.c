@@ -8,6 +8,8 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
   key->netns = asked->kind == PROBE ? 0 : bpf_get_netns_cookie(s);
   from_client(s, key);
   struct tuple at = *key;
+  /* lookup.c lets IPv4 pass where both ends are one address; nothing need be recorded */
+  if (asked->kind == LOCAL && is_v4(at.local) && is_same(at.local, at.remote)) return;
   if (asked->kind == CAPTURED) {
     struct destination to = {};
     to.holder = cookie;
@@ -17,7 +19,7 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
       refused(&at, MAP_FULL);
       return;
     }
-    asked->holds = HOLDS_CAPTURED;
+    asked->holds = HOLDS_CAPTURED | HOLDS_QUOTA;
     charge(at.netns);
   } else {
     if (flows.update(&at, &cookie)) {
@@ -25,7 +27,10 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
       return;
     }
     asked->holds = HOLDS_FLOW;
-    if (asked->kind == LAST_HOP) {
+    if (asked->kind == LOCAL) {
+      asked->holds |= HOLDS_QUOTA;
+      charge(at.netns);
+    } else if (asked->kind == LAST_HOP && asked->port) {
       struct endpoint client = {};
       MOVE6(client.ip, asked->ip);
       client.port = asked->port;
@@ -81,9 +86,10 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct asked *asked) 
   u64 cookie = bpf_get_socket_cookie(s);
   u16 holds = asked->holds;
   asked->holds = 0;
+  if (holds & HOLDS_QUOTA) discharge(key.netns);
   if (holds & HOLDS_CAPTURED) {
     struct destination *to = captured.lookup(&key);
-    if (to && to->holder == cookie && !captured.delete(&key)) discharge(key.netns);
+    if (to && to->holder == cookie) captured.delete(&key);
   }
   if (holds & HOLDS_FLOW) {
     u64 *holder = flows.lookup(&key);

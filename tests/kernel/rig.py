@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bpf import Kernel, PodSlot, netns
+from bpf import Kernel, PodSlot, netns, pin
 from bpf.cgroup import mounts
 
 NODE4, NODE6 = "10.93.1.1", "fd93::1"
@@ -145,8 +145,7 @@ class Rig:
         for worker in self.workers:
             worker.kill()
         try:
-            if self.pins.exists():
-                self.kernel().unload()
+            pin.remove(self.pins)
         finally:
             self._remove()
 
@@ -360,7 +359,9 @@ class Worker:
         self._ours, theirs = multiprocessing.Pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self._ours.close()
+            kept = theirs.fileno()  # nothing else: an inherited listener would live on in here
+            os.closerange(3, kept)
+            os.closerange(kept + 1, 65536)
             _serve(theirs, cgroup, where)
         theirs.close()
         self._alive = True

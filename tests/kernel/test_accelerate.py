@@ -15,7 +15,7 @@ import pytest
 from bpf import Kernel
 from bpf.layouts import ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
-from tests.kernel.test_life import fill, until
+from tests.kernel.test_life import empty, fill
 
 BOTH = ACCELERATE_TO_AGENT | ACCELERATE_TO_APPLICATION
 
@@ -88,7 +88,7 @@ def _exchange(_: Any, ip: str, seed: int, connections: int) -> list[str]:
 @pytest.mark.parametrize("ip", [STRANGER4, STRANGER6])
 def test_bytes_and_their_end_arrive(ip: str, app: Worker, echo: None, kernel: Kernel) -> None:
     assert app.call(_exchange, ip, 1, 40) == []
-    until(lambda: not any(fill(kernel).values()))
+    empty(kernel)
 
 
 def test_a_slow_reader_holds_the_writer_back(listeners: AgentListeners, app: Worker) -> None:
@@ -164,7 +164,7 @@ def test_close_and_reset(listeners: AgentListeners, app: Worker, kernel: Kernel)
     with pytest.raises(ConnectionResetError):
         app.recv(client)
     app.close(client)
-    until(lambda: not any(fill(kernel).values()))
+    empty(kernel)
 
 
 def _read_all(sockets: Any, number: int) -> int:
@@ -190,4 +190,4 @@ def test_it_is_accelerated_only_when_wanted(rig: Rig, pod: Pod) -> None:
         app.close(client)
         accepted.close()
         listeners.close()
-        until(lambda kernel=kernel: not any(fill(kernel).values()))
+        empty(kernel)

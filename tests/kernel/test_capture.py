@@ -266,3 +266,38 @@ def _udp(_: Any, host: str) -> None:
         assert s.getpeername() == (host, 53)
         assert s.getsockname()[0] != "127.0.0.1"
         assert s.connect_ex((host, 53)) != errno.EPERM
+
+
+def test_own_connections_count_too(rig: Rig, pod: Pod, app: Worker) -> None:
+    """They are recorded where an address alone does not tell that they are the pod's own."""
+    kernel = rig.kernel(quota=3)
+    listeners = AgentListeners(pod)
+    enrol(kernel, pod, listeners)
+    server, port = app.listen("::", dual=True)
+    for _ in range(3):
+        app.dial(pod.ip6, port)
+        app.accept(server)
+    with pytest.raises(PermissionError):
+        app.dial(pod.ip6, port)
+    with pytest.raises(PermissionError):
+        app.dial(STRANGER4, 80)
+    assert [e.reason for e in kernel.events().read()] == [Reason.MAP_FULL] * 2
+    listeners.close()
+
+
+def test_a_pod_without_ipv6_listeners(kernel: Kernel, pod: Pod, app: Worker, host: Worker) -> None:
+    """What has no listener is refused; the other family is not disturbed."""
+
+    class OnlyIPv4(AgentListeners):
+        def __getattr__(self, name: str) -> int | None:  # type: ignore[override]
+            return None if name.endswith("6") else super().__getattr__(name)
+
+    listeners = OnlyIPv4(pod)
+    enrol(kernel, pod, listeners)
+    enrol(kernel, pod, listeners)
+    for dialler, ip in ((app, STRANGER6), (host, pod.ip6)):
+        with pytest.raises(ConnectionRefusedError):
+            dialler.dial(ip, 80)
+    app.dial(STRANGER4, 80)
+    listeners.accept("outbound4")[0].close()
+    listeners.close()
