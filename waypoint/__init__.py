@@ -1,1 +1,1 @@
-"""The L7 proxy: sans-io protocol engines, routing, resilience; comes with its own issue. Nothing here yet but its place."""
+"""The L7 proxy: sans-io protocol engines, routing, resilience. Nothing here yet but its place in the import contracts."""
