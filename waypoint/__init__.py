@@ -1,1 +1,1 @@
-"""The L7 proxy: sans-io protocol engines, routing, resilience. Nothing here yet but its place in the import contracts."""
+"""The L7 proxy: sans-io protocol engines, routing, resilience. So far its place in the import contracts, no more."""
