@@ -7,6 +7,7 @@ version: only UAPI structs are used); default $GOSSAMER_HEADERS, then /var/cache
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import subprocess
@@ -76,8 +77,6 @@ def build(cache: Path = CACHE) -> Artifact:
 def compile() -> Artifact:
     """Compile in this process. Needs root: bcc creates the maps while compiling."""
     os.environ.setdefault("BCC_KERNEL_SOURCE", str(headers()))
-    import ctypes
-
     from bcc import BPF
     from bcc.libbcc import lib
 
@@ -107,9 +106,7 @@ def compile() -> Artifact:
     return Artifact(maps=ordered, programs=programs, layout=layout, sources=fingerprint())
 
 
-def _instructions(lib, module, name: str) -> bytes:
-    import ctypes
-
+def _instructions(lib: ctypes.CDLL, module: int, name: str) -> bytes:
     start = lib.bpf_function_start(module, name.encode())
     if not start:
         raise ValueError(f"bpf/src has no program {name}")

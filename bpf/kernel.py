@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -225,7 +226,7 @@ class Kernel:
         for reason in Reason:
             if 0 < reason.value < 32:
                 values = self._maps["counters"].get(INDEX.pack(reason.value)) or b""
-                found[reason] = sum(int.from_bytes(values[i : i + 8], "little") for i in range(0, len(values), 8))
+                found[reason] = sum(int.from_bytes(values[i : i + 8], sys.byteorder) for i in range(0, len(values), 8))
         return found
 
     def events(self) -> Ring:

@@ -120,7 +120,7 @@ class Map:
                 return len(self.walk())  # one bucket holds more than a page
             if result not in (0, -errno.ENOENT):
                 raise self._error(result, "counted")
-            count += struct.unpack_from("=I", attr, 32)[0]
+            count += int(struct.unpack_from("=I", attr, 32)[0])
             first = False
             if result:
                 return count

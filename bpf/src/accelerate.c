@@ -1,5 +1,7 @@
 /* Acceleration of the loopback leg between application and agent: bytes go from socket to socket. Off unless
- * settings.accelerate names the direction.
+ * settings.accelerate names the direction, because the application's socket then is not quite a TCP socket any more:
+ * splice() from it does not see redirected bytes, MSG_WAITALL returns early, SO_RCVLOWAT is ignored, MSG_OOB comes in-band
+ * and MSG_ZEROCOPY never completes. Towards the agent alone, only the last two of these remain.
  *
  * Order and memory hold because of four rules. A direction is redirected from its first byte or never. One that leaves
  * redirect stays native for the life of the connection; readers drain redirected messages before the TCP queue. Unread

@@ -1,4 +1,5 @@
-/* Every inbound TCP SYN of an enrolled pod, whoever sent it: the half that cannot be bypassed. One instance per pod; the
+/* Every inbound TCP packet of an enrolled pod that no connected socket is waiting for: each SYN, whoever sent it, and
+ * strays. The half that cannot be bypassed. One instance per pod; the
  * cookie of its netns is a constant in it, because the helper that would tell does not exist here.
  *
  * SK_DROP answers with RST: closed, and quickly. */
@@ -61,7 +62,10 @@ int lookup(struct bpf_sk_lookup *ctx) {
   if (!enrolled_in(syn.netns)) return SK_PASS;
   /* ::1 cannot come from outside; 127/8 could, where route_localnet is set */
   if (loopback && (!loop4 || ctx->ingress_ifindex == 1 || is_127(syn.remote))) {
-    if (port == OUTBOUND_PORT) return drop(&syn, NO_DESTINATION);
+    if (port == OUTBOUND_PORT) {
+      count(NO_DESTINATION);                               /* no event: late packets of closed connections come here too */
+      return SK_DROP;
+    }
     if (port == PLAINTEXT_PORT || port == TUNNEL_PORT) return drop(&syn, RESERVED_PORT);
     return SK_PASS;
   }

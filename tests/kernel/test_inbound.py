@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from bpf import Kernel
+from bpf import Kernel, netns
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.kernel.rig import NODE4, NODE6, AgentListeners, Pod, Rig, Worker, enrol
@@ -272,3 +272,19 @@ def test_a_second_address_of_the_pod_is_enforced_and_its_own(
     app.connect(number, "10.93.7.7", port)
     assert app.accept(server)[1] == app.names(number)[0]
     listeners.close()
+
+
+def test_who_is_out_of_the_hooks_reach_finds_no_destination(
+    kernel: Kernel, pod: Pod, listeners: AgentListeners
+) -> None:
+    """A process of the pod's netns outside of the node's cgroup: this one. Its connect() is not hooked, its SYN is."""
+    with pod.opened() as fd, netns.entered(fd):
+        dialler4, dialler6 = socket.socket(), socket.socket(socket.AF_INET6)
+    with dialler4, dialler6:
+        with pytest.raises(ConnectionRefusedError):
+            dialler4.connect(("127.7.7.7", 15001))
+        assert kernel.counters()[Reason.NO_DESTINATION] >= 1
+        with pytest.raises(ConnectionRefusedError):
+            dialler6.connect(("::1", 15006))
+        assert kernel.counters()[Reason.RESERVED_PORT] >= 1
+    assert listeners.waiting() == set()

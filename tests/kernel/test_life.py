@@ -388,3 +388,20 @@ def test_the_pins_may_be_a_whole_bpffs(rig: Rig, pod: Pod) -> None:
     enrol(kernel, pod)
     kernel.unload()
     assert {path.suffix for path in rig.bpffs.iterdir()} == {".debug"}
+
+
+def test_hooks_follow_the_nodes_cgroup(rig: Rig) -> None:
+    """A cgroup that was made again under the same name is another one; so is one that the agent is now told of."""
+    second = rig.cgroup / "second"
+
+    def targets(kernel: Kernel) -> set[int]:
+        return {p.target for p in kernel.describe().programs}
+
+    for _ in range(2):
+        second.mkdir()
+        try:
+            assert targets(rig.kernel(cgroup=second)) == {second.stat().st_ino}
+        finally:
+            second.rmdir()
+    assert targets(rig.kernel()) == {rig.cgroup.stat().st_ino}
+    assert len(rig.kernel().describe().programs) == 7
