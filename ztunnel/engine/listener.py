@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ztunnel.engine.netns import SocketFactory
 from ztunnel.engine.poller import Poller
+from ztunnel.engine.tcp import reset_on_close
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
@@ -34,6 +35,7 @@ def listen(sockets: SocketFactory, netns: int, family: int) -> socket.socket | N
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        reset_on_close(sock)
         sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         sock.listen(_BACKLOG)
     except OSError as error:

@@ -1,7 +1,8 @@
 """TCP sockets: options, dialling, and a connected socket as an endpoint.
 
-A clean close is FIN, an error is RST (SO_LINGER 0): an application behind the mesh sees the difference it would see
-without it.
+A clean close is FIN, an error is RST: an application behind the mesh sees the difference it would see without it. A
+socket is made to reset (SO_LINGER 0) and changes its mind only when both directions have ended cleanly, so that the
+death of this process, which asks nobody, is an error too: the kernel would send FIN, a clean end in mid-sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ztunnel.engine.poller import Poller
 _SO_COOKIE = 57  # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
-_LINGER_RESET = struct.pack("ii", 1, 0)
+_CLOSE_RESETS, _CLOSE_ENDS = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # struct linger, socket(7)
 _DISCARDS, _DISCARDED = 64, 64 << 10  # reads and bytes each, of a peer that goes on sending
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 180, 180, 9  # istio-facts §1.2
 
@@ -45,8 +46,15 @@ def netns_cookie(sock: socket.socket) -> int:
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
+def reset_on_close(sock: socket.socket) -> None:
+    """Whoever closes it, the kernel too after SIGKILL: RST, and bytes that were not sent are dropped. Shutting down one
+    direction still is FIN. What a listener accepts inherits it, so there is no moment without."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_RESETS)
+
+
 def tune(sock: socket.socket) -> None:
     """Options of every connection's socket."""
+    reset_on_close(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
@@ -74,7 +82,7 @@ def bind_last_hop(sock: socket.socket, ip: str) -> None:
 def reset(sock: socket.socket) -> None:
     """Close with RST."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        reset_on_close(sock)
     finally:
         sock.close()
 
@@ -211,10 +219,14 @@ class TcpEndpoint:
             reset(self._sock)
 
     def close(self) -> None:
+        """The kernel goes on sending what it has been given; RST remains for a peer whose bytes nobody read."""
         if not self._closed:
             self._closed = True
             self._poller.forget(self._sock.fileno())
-            self._sock.close()
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_ENDS)
+            finally:
+                self._sock.close()
 
     def linger(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         """Finish, discard what still arrives, and close when the peer has ended or after `seconds`: a peer with bytes
