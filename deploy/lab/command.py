@@ -169,7 +169,7 @@ def _apply(options: Options) -> int:
 def _say_refused(lab: Lab, changed: list[Key]) -> bool:
     """Say which of the changed policies the controller does not accept, once it has seen them."""
     from deploy.lab import status
-    from deploy.lab.manifest import CLUSTER_KINDS
+    from deploy.lab.manifest import CLUSTER_KINDS, Key
 
     policies = {key for key in changed if key.kind not in CLUSTER_KINDS}
     if not policies or not lab.has_agents:
@@ -181,8 +181,8 @@ def _say_refused(lab: Lab, changed: list[Key]) -> bool:
         wrong = [item for item in status.refused(lab) if (item["kind"], item["namespace"], item["name"]) in policies]
     for item in wrong:
         for condition in item["conditions"]:
-            where = f"{item['kind']} {item['namespace']}/{item['name']}"
-            print(f"gossamer lab: {where}: not in force: {condition['message']}", file=sys.stderr)
+            key = Key(item["kind"], item["namespace"], item["name"])
+            print(f"gossamer lab: {key}: not in force: {condition['message']}", file=sys.stderr)
     return bool(wrong)
 
 

@@ -1,27 +1,22 @@
-"""The cluster's objects on disk: one YAML file per object, `<kind>.<namespace>.<name>.yaml`, replaced atomically.
+"""The cluster's objects on disk: one file per object, `<kind>.<namespace>.<name>.json`, replaced atomically.
 
 Several processes change it (the command line: metadata and spec; kubelets: status), so every change is made under one
-lock, to the object as it is then. Readers need no lock.
+lock, to the object as it is then. Readers need no lock. JSON, because readers of YAML disagree on whether `1e5` and
+`on` are strings.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-
-import yaml
 
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.slot import locked
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Writes every value out, as kubectl does, instead of an alias to an equal one."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
+# What a YAML reader takes for a line break or refuses, and JSON would leave as it is.
+_NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 class Store:
@@ -34,21 +29,17 @@ class Store:
 
     def path(self, key: Key) -> Path:
         parts = (key.kind.lower(), key.namespace, key.name) if key.namespace else (key.kind.lower(), key.name)
-        return self.directory / f"{'.'.join(parts)}.yaml"
+        return self.directory / f"{'.'.join(parts)}.json"
 
     def load(self) -> dict[Key, Object]:
         """All objects. A file that has not changed since the last call is not read again."""
         seen: dict[Path, tuple[tuple[int, int], Object]] = {}
-        for path in self.directory.glob("*.yaml"):
+        for path in self.directory.glob("*.json"):
             try:
                 info = path.stat()
                 stamp = (info.st_ino, info.st_mtime_ns)  # every write is a new file
                 known = self._seen.get(path)
-                item = (
-                    known[1]
-                    if known is not None and known[0] == stamp
-                    else yaml.load(path.read_bytes(), Loader=_LOADER)
-                )
+                item = known[1] if known is not None and known[0] == stamp else json.loads(path.read_bytes())
             except FileNotFoundError:
                 continue
             seen[path] = (stamp, item)
@@ -57,7 +48,8 @@ class Store:
 
     def get(self, key: Key) -> Object | None:
         try:
-            return yaml.load(self.path(key).read_bytes(), Loader=_LOADER)
+            found: Object = json.loads(self.path(key).read_bytes())
+            return found
         except FileNotFoundError:
             return None
 
@@ -92,5 +84,6 @@ class Store:
     def _write(self, key: Key, item: Object) -> None:
         path = self.path(key)
         fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text(yaml.dump(item, Dumper=_Dumper, sort_keys=False, width=120))
+        text = json.dumps(item, indent=2, ensure_ascii=False)
+        fresh.write_text(_NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
         fresh.rename(path)

@@ -5,7 +5,7 @@ parse       a plain object -> a typed one, or ParseError: object, field, cause, 
 fault       ParseError, and the Invalid that checks raise
 check       small validators: names, labels, CIDRs, ports
 meta        ObjectMeta, OwnerReference, LabelSelector, Condition
-cluster     Namespace, Node, ServiceAccount
+cluster     Namespace, Node, ServiceAccount, ConfigMap
 pod         Pod, its containers, probes and status
 deployment  Deployment, ReplicaSet
 service     Service
@@ -15,12 +15,12 @@ Kubernetes' own kinds ignore fields we do not use (a real API server has hundred
 field is refused, because a policy that is half understood protects nothing.
 """
 
-from mesh.resources.cluster import Namespace, Node, ServiceAccount
+from mesh.resources.cluster import ConfigMap, Namespace, Node, ServiceAccount
 from mesh.resources.deployment import Deployment, ReplicaSet
 from mesh.resources.document import load
-from mesh.resources.fault import ParseError
+from mesh.resources.fault import Invalid, ParseError
 from mesh.resources.meta import Condition, LabelSelector, ObjectKey, ObjectMeta
-from mesh.resources.parse import KINDS, Object, dump, key_of, parse, schema
+from mesh.resources.parse import KINDS, Object, dump, key_of, parse, schema, without_nulls
 from mesh.resources.pod import Pod
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication
 from mesh.resources.service import Service
@@ -29,7 +29,9 @@ __all__ = [
     "KINDS",
     "AuthorizationPolicy",
     "Condition",
+    "ConfigMap",
     "Deployment",
+    "Invalid",
     "LabelSelector",
     "Namespace",
     "Node",
@@ -47,4 +49,5 @@ __all__ = [
     "load",
     "parse",
     "schema",
+    "without_nulls",
 ]

@@ -1,4 +1,4 @@
-"""Namespace, Node, ServiceAccount (k8s.io/api core/v1)."""
+"""Namespace, Node, ServiceAccount, ConfigMap (k8s.io/api core/v1)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,18 @@ class ServiceAccount(
 ):
     api_version: Literal["v1"]
     metadata: ObjectMeta
+
+
+class ConfigMap(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, tag_field="kind", tag="ConfigMap"
+):
+    """Files and variables for pods, by key. `binary_data` is base64."""
+
+    api_version: Literal["v1"]
+    metadata: ObjectMeta
+    data: Mapping[str, str] = {}
+    binary_data: Mapping[str, str] = {}
+    immutable: bool = False
 
 
 def check_namespace(namespace: Namespace) -> None:

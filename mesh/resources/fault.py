@@ -39,7 +39,8 @@ class ParseError(ValueError):
         self.cause = cause
         self.cure = cure
         self.message = ": ".join(part for part in (self._who(), path, f"{cause}; {cure}" if cure else cause) if part)
-        super().__init__(f"{file}: {kind} {self.message}" if kind else f"{file}: {self.message}")
+        object_kind = f"{kind} " if kind and name else f"{kind}: " if kind else ""
+        super().__init__(f"{file}: {object_kind}{self.message}")
 
     def _who(self) -> str:
         return f"{self.name} ({self.namespace})" if self.namespace and self.name else self.name

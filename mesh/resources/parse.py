@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect
 
 from mesh.resources import check
-from mesh.resources.cluster import Namespace, Node, ServiceAccount, check_namespace, check_node
+from mesh.resources.cluster import ConfigMap, Namespace, Node, ServiceAccount, check_namespace, check_node
 from mesh.resources.deployment import Deployment, ReplicaSet, check_deployment
 from mesh.resources.fault import Invalid, ParseError
 from mesh.resources.meta import ObjectKey
@@ -28,6 +28,7 @@ Object = (
     Namespace
     | Node
     | ServiceAccount
+    | ConfigMap
     | Pod
     | Deployment
     | ReplicaSet
@@ -60,6 +61,7 @@ KINDS: Mapping[str, Kind] = {
     "Namespace": _kind(Namespace, "v1", namespaced=False, check=check_namespace),
     "Node": _kind(Node, "v1", namespaced=False, check=check_node),
     "ServiceAccount": _kind(ServiceAccount, "v1"),
+    "ConfigMap": _kind(ConfigMap, "v1"),
     "Pod": _kind(Pod, "v1", check=check_pod),
     "Deployment": _kind(Deployment, "apps/v1", check=check_deployment),
     "ReplicaSet": _kind(ReplicaSet, "apps/v1"),
@@ -156,7 +158,7 @@ def _convert(document: Mapping[Any, Any], kind: Kind, namespace: str) -> Any:
     if version not in kind.versions:
         cause = f"{check.quoted(version)} does not have this kind" if isinstance(version, str) else "it is missing"
         raise Invalid("apiVersion", cause, f"write {' or '.join(kind.versions)}")
-    plain = _without_nulls(document, 0)
+    plain = without_nulls(document)
     if not isinstance(plain.get("metadata"), dict) or not plain["metadata"].get("name"):
         raise Invalid("metadata.name", "it is missing", "every object has a name")
     plain["metadata"]["namespace"] = plain["metadata"].get("namespace") or namespace if kind.namespaced else ""
@@ -168,18 +170,18 @@ def _convert(document: Mapping[Any, Any], kind: Kind, namespace: str) -> Any:
         raise Invalid("", f"not an object of this kind: {error}"[:200]) from None
 
 
-def _without_nulls(value: Any, depth: int) -> Any:
-    """A copy in which null fields are absent. Bounded depth: a document that contains itself ends here."""
+def without_nulls(value: Any, depth: int = 0) -> Any:
+    """A copy in which null fields are absent. Bounded depth: Invalid for a document that contains itself."""
     if depth > MAX_DEPTH:
         raise Invalid("", f"nested deeper than {MAX_DEPTH} levels", "no object of this kind is")
     if isinstance(value, Mapping):
         return {
-            key if isinstance(key, str) else _key(key): _without_nulls(item, depth + 1)
+            key if isinstance(key, str) else _key(key): without_nulls(item, depth + 1)
             for key, item in value.items()
             if item is not None
         }
     if isinstance(value, list | tuple):
-        return [_without_nulls(item, depth + 1) for item in value]
+        return [without_nulls(item, depth + 1) for item in value]
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,9 +28,15 @@ class FieldRef(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     api_version: str = ""
 
 
+class ConfigMapKeyRef(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    name: str
+    key: str
+    optional: bool = False
+
+
 class EnvVarSource(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     field_ref: FieldRef | None = None
-    config_map_key_ref: Any = None
+    config_map_key_ref: ConfigMapKeyRef | None = None
     secret_key_ref: Any = None
     resource_field_ref: Any = None
 
@@ -115,11 +121,25 @@ class HostPath(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     type: str = ""
 
 
+class KeyToPath(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    key: str
+    path: str
+
+
+class ConfigMapVolume(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Each of `items` becomes a file, or every key if there are none."""
+
+    name: str
+    items: tuple[KeyToPath, ...] = ()
+    optional: bool = False
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Sources other than these two are known by both being None."""
+    """Sources other than these are known by all being None."""
 
     name: str
     empty_dir: EmptyDir | None = None
+    config_map: ConfigMapVolume | None = None
     host_path: HostPath | None = None
 
 
@@ -140,6 +160,16 @@ class Container(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     restart_policy: str = ""  # "Always" on an init container makes it a sidecar
     stdin: bool = False
     tty: bool = False
+
+    @property
+    def probes(self) -> tuple[tuple[str, Probe], ...]:
+        """The probes that are given, each with the name of its field."""
+        all_three = (
+            ("readinessProbe", self.readiness_probe),
+            ("livenessProbe", self.liveness_probe),
+            ("startupProbe", self.startup_probe),
+        )
+        return tuple((field, probe) for field, probe in all_three if probe is not None)
 
 
 class PodSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -219,12 +249,14 @@ def check_pod_spec(spec: PodSpec, path: str) -> None:
     check.unique(f"{path}.containers[*].name", (c.name for _, group in everything for c in group), "container name")
     if spec.identity_account != "default":
         check.dns_subdomain(f"{path}.serviceAccountName", spec.identity_account)
+    volumes = [volume.name for volume in spec.volumes]
+    check.unique(f"{path}.volumes[*].name", volumes, "volume name")
     for at, group in everything:
         for index, container in enumerate(group):
-            _check_container(container, f"{at}[{index}]")
+            _check_container(container, f"{at}[{index}]", volumes)
 
 
-def _check_container(container: Container, path: str) -> None:
+def _check_container(container: Container, path: str, volumes: Collection[str]) -> None:
     check.dns_label(f"{path}.name", container.name)
     for index, port in enumerate(container.ports):
         if port.name:
@@ -233,17 +265,12 @@ def _check_container(container: Container, path: str) -> None:
     for index, variable in enumerate(container.env):
         if not variable.name or "=" in variable.name or "\0" in variable.name:
             raise Invalid(f"{path}.env[{index}].name", f"{check.quoted(variable.name)} is not a variable name", "")
-    for name, probe in _probes(container):
+    for index, mount in enumerate(container.volume_mounts):
+        if mount.name not in volumes:
+            cure = check.suggest(mount.name, volumes) or f"the pod's volumes are: {', '.join(volumes) or '(none)'}"
+            raise Invalid(f"{path}.volumeMounts[{index}].name", f"{check.quoted(mount.name)} is not a volume", cure)
+    for name, probe in container.probes:
         _check_probe(probe, f"{path}.{name}")
-
-
-def _probes(container: Container) -> Iterator[tuple[str, Probe]]:
-    if container.readiness_probe is not None:
-        yield "readinessProbe", container.readiness_probe
-    if container.liveness_probe is not None:
-        yield "livenessProbe", container.liveness_probe
-    if container.startup_probe is not None:
-        yield "startupProbe", container.startup_probe
 
 
 def _check_probe(probe: Probe, path: str) -> None:
@@ -254,3 +281,5 @@ def _check_probe(probe: Probe, path: str) -> None:
         check.port_reference(f"{path}.httpGet.port", probe.http_get.port)
     if probe.tcp_socket is not None:
         check.port_reference(f"{path}.tcpSocket.port", probe.tcp_socket.port)
+    if probe.exec is not None and not probe.exec.command:
+        raise Invalid(f"{path}.exec.command", "it is missing", "give the program and its arguments")

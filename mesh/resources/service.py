@@ -29,7 +29,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     cluster_ip: str = msgspec.field(name="clusterIP", default="")  # "None": headless
     cluster_ips: tuple[str, ...] = msgspec.field(name="clusterIPs", default=())
     ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()
-    ip_family_policy: str = ""
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack", ""] = ""
     internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     traffic_distribution: str = ""
     publish_not_ready_addresses: bool = False

@@ -454,11 +454,14 @@ def test_status_names_everything(lab: Lab) -> None:
 def test_bad_input_changes_nothing(lab: Lab) -> None:
     before = lab.objects()
     for text, message in (
-        ("a: [", "bad.yaml: not YAML"),
-        ("apiVersion: v1\nkind: Pot\nmetadata: {name: x}", "bad.yaml: Pot x: kind: 'Pot' .v1. is unknown"),
+        ("a: [", "bad.yaml: line 2, column 1: did not find expected node content"),
+        (
+            "apiVersion: v1\nkind: Pot\nmetadata: {name: x}",
+            r"bad.yaml: Pot x \(default\): kind: \"Pot\" is not a kind this mesh knows; did you mean Pod\?",
+        ),
         (
             SMALL.replace("one", "x").replace("n1", "n9"),
-            "Pod default/x: spec.nodeName: there is no Node 'n9'; there are n1, n2",
+            r"Pod x \(default\): spec.nodeName: there is no Node 'n9'; there are n1, n2",
         ),
     ):
         with pytest.raises(LabError, match=message):

@@ -104,19 +104,37 @@ def test_labels_enrol_and_un_enrol_a_running_pod(name: str) -> None:
     assert lab.exec("outsider", ["readlink", "/proc/1/ns/pid"], check=True).stdout == before
 
 
+POLICY = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: wrong}\n"
+
+
+def apply(name: str, text: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "deploy.cli", "lab", "apply", "--name", name, "-f", "-"]
+    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_policy_that_is_refused_is_said(name: str) -> None:
     lab = Lab(name)
-    key = Key("PeerAuthentication", "default", "wrong")
-    head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: wrong}\n"
-    text = head + "spec: {mtls: {mode: LAX}}"
-    argv = [sys.executable, "-m", "deploy.cli", "lab", "apply", "--name", name, "-f", "-"]
     try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1 and "PeerAuthentication default/wrong: not in force:" in done.stderr
+        done = apply(name, f"{POLICY}spec: {{action: AUDIT}}\n")
+        assert done.returncode == 1
+        assert "AuthorizationPolicy wrong (default): not in force: ztunnel does not support the AUDIT" in done.stderr
         state = json.loads(cli("status", "--name", name, "-o", "json").stdout)
-        assert [(item["kind"], item["name"]) for item in state["refused"]] == [("PeerAuthentication", "wrong")]
+        assert [(item["kind"], item["name"]) for item in state["refused"]] == [("AuthorizationPolicy", "wrong")]
     finally:
-        lab.delete([key])
+        lab.delete([Key("AuthorizationPolicy", "default", "wrong")])
+
+
+def test_a_policy_that_cannot_be_read_changes_nothing(name: str) -> None:
+    before = Lab(name).objects()
+    good = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: beside}\n"
+    for spec, says in (
+        ("{mtls: {mode: LAX}}", "spec.mtls: there is no such field; known are selector, targetRef"),
+        ("{acton: DENY}", "spec.acton: there is no such field; did you mean action?"),
+    ):
+        done = apply(name, f"{POLICY}spec: {spec}\n{good}")
+        assert done.returncode == 1 and done.stdout == ""
+        assert f"gossamer lab: -: AuthorizationPolicy wrong (default): {says}" in done.stderr
+    assert Lab(name).objects() == before
 
 
 def test_down_leaves_no_program_attached(name: str, until: Callable[[Callable[[], object]], None]) -> None:

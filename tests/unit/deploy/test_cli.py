@@ -90,5 +90,8 @@ def test_bad_yaml_makes_no_lab() -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1 and "-: Pod default/x: spec.containers: is missing" in done.stderr
+    assert (
+        done.returncode == 1
+        and "-: Pod x (default): spec.containers: a pod needs at least one container" in done.stderr
+    )
     assert not (RUNTIME / "nosuchlab").exists()

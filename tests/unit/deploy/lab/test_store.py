@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from deploy.lab.manifest import Key, Object
 from deploy.lab.store import Store
+from mesh.resources import load
 
 KEY = Key("Pod", "default", "p")
 
@@ -23,13 +23,19 @@ def pod(uid: str = "1", **more: object) -> Object:
     return {"kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": uid}, **more}
 
 
-def test_one_yaml_file_per_object(store: Store) -> None:
+def test_one_file_per_object(store: Store) -> None:
     store.put(pod(spec={"a": ["x"], "b": ["x"]}))
     store.put({"kind": "Node", "metadata": {"name": "n1"}})
-    assert {path.name for path in store.directory.iterdir()} == {"pod.default.p.yaml", "node.n1.yaml"}
-    text = store.path(KEY).read_text()
-    assert yaml.safe_load(text)["spec"] == {"a": ["x"], "b": ["x"]} and "&" not in text
+    assert {path.name for path in store.directory.iterdir()} == {"pod.default.p.json", "node.n1.json"}
     assert set(store.load()) == {KEY, Key("Node", "", "n1")}
+
+
+def test_the_controller_reads_what_was_put(store: Store) -> None:
+    texts = ["12e4", "0o17", "on", "null", "1:30", "", " a\n\tb ", "\U0001f98a", *(chr(n) for n in range(0x20, 0xA1))]
+    item = pod(spec={"texts": [*texts, "\u2028", "\ufeff", "\uffff"], "numbers": [1, 0.5, True, None]})
+    store.put(item)
+    assert load(store.path(KEY).read_bytes(), file="f") == [item]
+    assert store.get(KEY) == item
 
 
 def test_a_status_is_its_writer_s(store: Store) -> None:
