@@ -1,7 +1,8 @@
 """Sources -> artifact: bcc in a short-lived process, because its LLVM costs 150 MB and a second.
 
 `python -m bpf.compile OUT` compiles and writes. `build` is what the agent calls: it finds the artifact of these sources
-and headers in a cache directory, or has it made. BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any
+and headers in a cache directory, or has it made; without OUT, that is all that is done (set-up does it, so that the first
+agent need not). BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any
 version: only UAPI structs are used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
 """
 
@@ -128,6 +129,12 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m bpf.compile OUT")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2 or sys.argv[1:2] == ["--help"]:
+        sys.exit("usage: python -m bpf.compile [OUT]")
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        try:
+            build()
+        except PreflightError as error:
+            sys.exit(f"bpf.compile: {error}")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up all that Gossamer needs on a Debian 12 machine: Debian packages, merged kernel headers, .venv, compiled parts.
+# Set up all that Gossamer needs on a Debian 12 machine: Debian packages, merged kernel headers, .venv, compiled parts,
+# BPF programs.
 # Idempotent; every step leaves a stamp with the hash of what it was made from, so that a second run does nothing.
 # usage: setup.sh [runtime|test]
 set -euo pipefail
@@ -10,7 +11,7 @@ headers=${GOSSAMER_HEADERS:-/var/cache/gossamer/headers}
 
 runtime=(python3 python3-venv python3-dev python3-bpfcc libbpf1 linux-headers-amd64 gcc libc6-dev libssl-dev libnghttp2-dev
          iproute2 nftables dnsmasq-base bubblewrap util-linux curl tcpdump ca-certificates make)
-tests=(tshark nghttp2-client nginx-light wrk iperf3 sockperf)
+tests=(mount openssl procps)
 
 step() { printf '  \033[36m•\033[0m %s\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -57,10 +58,10 @@ python() {
   stamp=$venv/.gossamer-$want
   now=$(cd "$top" && find mesh ztunnel -name '*.pyx' -o -name '*.pxd' | sort | xargs cat pyproject.toml | sha256sum | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && return
-  if [ ! -x "$venv/bin/python" ]; then
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then  # none, or one that was interrupted
     step "virtual environment: .venv (system site packages, for Debian's bcc)"
     # bcc's Python binding comes from Debian and is made for Debian's Python; PyPI's "bcc" is another thing.
-    /usr/bin/python3 -m venv --system-site-packages "$venv"
+    /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
   fi
   step "Python packages and compiled parts (gossamer-mesh$extra)"
   "$venv/bin/python" -m pip install -q --disable-pip-version-check --root-user-action=ignore -e "$top$extra" >"$log" 2>&1 \
@@ -70,10 +71,25 @@ python() {
   return 0
 }
 
+# Agents compile what is not in the cache themselves; done here, the first one need not, and what is wrong shows early.
+bpf_programs() {
+  local stamp=$venv/.gossamer-bpf now
+  now=$(cd "$top" && cat bpf/src/* bpf/compile.py bpf/artifact.py "$headers/.version" | sha256sum | cut -d' ' -f1)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && return
+  step "BPF programs"
+  if (cd "$top" && GOSSAMER_HEADERS=$headers "$venv/bin/python" -m bpf.compile) >"$log" 2>&1; then
+    echo "$now" >"$stamp"
+  else  # an unprivileged machine can still lint and build
+    tail -5 "$log" >&2
+    step "BPF programs were not compiled; an agent will not start here until this is cured"
+  fi
+}
+
 log=$(mktemp /tmp/gossamer-setup.XXXXXX)
 # Two make targets at once must not install over each other.
-exec 9>/tmp/gossamer-setup.lock; flock 9
+exec 9>/run/gossamer-setup.lock; flock 9
 packages
 merged_headers
 python
+bpf_programs
 rm -f "$log"
