@@ -107,6 +107,7 @@ class Agent:
             workload=self._workload_of,
             order=self.engine.order,
             connections=self._connections,
+            deaf=self._pods.deaf,
             rng=self._rng,
             now=_now,
         )
@@ -265,6 +266,9 @@ class Agent:
 
     def counts(self) -> Mapping[int, tuple[int, int]]:
         return self.engine.counts()
+
+    def refused(self) -> Mapping[Reason, int]:
+        return self.engine.refused
 
     def kernel(self) -> Description:
         return self._kernel.describe()

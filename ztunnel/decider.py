@@ -16,7 +16,7 @@ from mesh.snapshot import Snapshot
 from ztunnel import capture, inbound
 from ztunnel.capture import Answer, Rng
 from ztunnel.connections import Connections
-from ztunnel.orders import Captured, Ended, Fact, Offered, Opened, Order, Plaintext, Refuse
+from ztunnel.orders import Captured, Deaf, Ended, Fact, Offered, Opened, Order, Plaintext, Refuse
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ Question = Captured | Offered | Plaintext
 
 @dataclass(slots=True, kw_only=True)
 class Decider:
-    """Answers the engine. `workload` finds the workload of a pod by its instance in a snapshot."""
+    """Answers the engine. `workload` finds the workload of a pod by its instance in a snapshot; `deaf` is told of a pod
+    (instance) whose listeners are gone."""
 
     snapshot: Callable[[], Snapshot]
     workload: Callable[[Snapshot, str], Workload | None]
     order: Callable[[Order], None]
     connections: Connections
+    deaf: Callable[[str], None]
     rng: Rng
     now: Callable[[], datetime]
     _waiting: deque[tuple[float, Question]] = field(default_factory=deque)  # in the order of their deadlines
@@ -49,6 +51,8 @@ class Decider:
                     self.connections.opened(fact)
                 case Ended():
                     self.connections.ended(fact)
+                case Deaf():
+                    self.deaf(fact.pod)
                 case _:
                     assert_never(fact)
 

@@ -107,6 +107,7 @@ class Pod:
     _netns: int = -1
     _reuse: str = ""  # what the pod's netns had before; empty: not changed
     _attempts: int = 0
+    _deaf: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -124,6 +125,11 @@ class Pod:
 
     def wake(self) -> None:
         """Something it depends on has changed."""
+        self._changed.set()
+
+    def deaf(self) -> None:
+        """A listener of the agent's is gone, although nobody here closed it."""
+        self._deaf = True
         self._changed.set()
 
     async def run(self) -> None:
@@ -157,6 +163,9 @@ class Pod:
 
     async def _advance(self) -> bool:
         """Steps until there is nothing left to do; True: the pod is gone."""
+        if self._deaf:
+            self._deaf = False
+            self._hang_up()
         while True:
             workload = self.workload
             self._want(workload)
@@ -258,6 +267,15 @@ class Pod:
         self.around.engine.remove_pod(self.instance)
         self._inside, self.adopted = None, True
 
+    def _hang_up(self) -> None:
+        """To be enrolled anew, but not at once: whoever destroys listeners in the pod would keep this agent busy. What
+        is open goes on; OSError says why nothing new comes."""
+        if self._inside is None:
+            return
+        self.around.engine.remove_pod(self.instance, listeners_only=True)
+        self._inside, self.adopted = None, True
+        raise OSError("a process of the pod destroyed the agent's listeners in its netns (has it NET_ADMIN?)")
+
     def _go(self) -> None:
         self.around.engine.remove_pod(self.instance)
         try:
@@ -336,6 +354,12 @@ class Pods:
     def wake(self) -> None:
         for pod in self.by_instance.values():
             pod.wake()
+
+    def deaf(self, instance: str) -> None:
+        """The pod's listeners are gone."""
+        pod = self.by_instance.get(instance)
+        if pod is not None:
+            pod.deaf()
 
     def certified(self, credentials: Credentials) -> None:
         """A certificate came or was renewed."""

@@ -77,7 +77,15 @@ class Ended:
     received: int
 
 
-Fact = Captured | Plaintext | Offered | Opened | Ended
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deaf:
+    """Of no connection: a listener of the pod is gone although nobody here closed it. What is open goes on; to hear
+    again, the pod is removed (`listeners_only`) and added."""
+
+    pod: str
+
+
+Fact = Captured | Plaintext | Offered | Opened | Ended | Deaf
 
 
 # Orders: decider -> engine
@@ -179,6 +187,10 @@ class Steering(Protocol):
 
 class Engine(Protocol):
     """Moves bytes. All methods are called on the event loop's thread and do not block."""
+
+    @property
+    def refused(self) -> Mapping[Reason, int]:
+        """Connections turned away before they had an id, since the start: failed handshakes, limits, stray captures."""
 
     def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
         """Make the listeners of a pod in its netns (a file descriptor, duplicated); not accepting yet."""

@@ -81,6 +81,9 @@ class AgentView(Protocol):
     def counts(self) -> Mapping[int, tuple[int, int]]:
         """As `Engine.counts`."""
 
+    def refused(self) -> Mapping[Reason, int]:
+        """As `Engine.refused`."""
+
     def kernel(self) -> Description:
         """Asked from a thread of its own: counting entries of large maps takes time. OSError if it cannot be read."""
 

@@ -27,6 +27,7 @@ from ztunnel.engine.tunnel_server import TunnelServer
 from ztunnel.orders import (
     Captured,
     Credentials,
+    Deaf,
     Ended,
     Fact,
     Listeners,
@@ -150,7 +151,9 @@ class PythonEngine:
             if sock is None:
                 return None
             runtime = self._runtime
-            listener = Listener(runtime.loop, runtime.poller, sock, lambda incoming: accepted(pod, incoming))
+            listener = Listener(
+                runtime.loop, runtime.poller, sock, lambda incoming: accepted(pod, incoming), lambda: self._deaf(pod)
+            )
             pod.listeners.append(listener)
             return listener.fileno()
 
@@ -181,7 +184,8 @@ class PythonEngine:
             self._runtime.count_refused(Reason.NO_DESTINATION, f"{pod.name}: {peer} to {local}")
             reset(sock)
             return
-        ip = pod.address_like(destination.ip) if peer.ip.startswith("127.") or peer.ip == "::1" else peer.ip
+        # Loopback, or an address that the application bound to: not always one of the pod's (IP_TRANSPARENT).
+        ip = peer.ip if peer.ip in pod.addresses else pod.address_like(destination.ip)
         connection = self._add(pod, TcpEndpoint(self._runtime.poller, sock, "downstream"))
         client = SocketAddress(ip, peer.port)
         self._tell(Captured(id=connection.id, pod=pod.name, client=client, destination=destination))
@@ -222,6 +226,10 @@ class PythonEngine:
             )
         )
 
+    def _deaf(self, pod: Pod) -> None:
+        _log.warning("a listener of pod %s was destroyed from outside", pod.name)
+        self._tell(Deaf(pod=pod.name))
+
     def _names(self, sock: socket.socket) -> tuple[SocketAddress, SocketAddress] | None:
         """(local, peer); None if the connection is gone already."""
         try:
@@ -240,11 +248,14 @@ class PythonEngine:
         return True
 
     def _excess(self, pod: Pod) -> str | None:
+        """A pod may have no more connections than the agent has left: however many pods are greedy, there is room for
+        one that is not."""
         limits = self._runtime.limits
         if pod.connections >= limits.connections_per_pod:
             return f"{pod.name} has {limits.connections_per_pod} connections already"
-        if len(self._connections) >= limits.connections:
-            return f"the agent has {limits.connections} connections already"
+        left = limits.connections - len(self._connections)
+        if pod.connections >= left:
+            return f"{pod.name} has {pod.connections} connections, all pods together may have {left} more"
         return None
 
     # Connections go
@@ -301,6 +312,6 @@ class PythonEngine:
         except Exception:
             _log.exception("facts could not be reported")
             for fact in facts:
-                connection = self._connections.get(fact.id)
+                connection = None if isinstance(fact, Deaf) else self._connections.get(fact.id)
                 if connection is not None and not connection.ordered:  # nobody will decide it
                     connection.end(Reason.INTERNAL, "a fault of the agent")

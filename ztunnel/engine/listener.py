@@ -17,6 +17,7 @@ _BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
 _BURST = 64  # connections accepted per turn of the loop
 _PAUSE = 0.2  # seconds without accepting when descriptors or memory run out
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_DESTROYED = errno.EINVAL  # accept(2): the socket does not listen any more
 _NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EINVAL})
 
 
@@ -47,9 +48,10 @@ def listen(sockets: SocketFactory, netns: int, family: int) -> socket.socket | N
 
 
 class Listener:
-    """Accepts from `start` until `close` and hands each connection, non-blocking, to `accepted`."""
+    """Accepts from `start` until `close` and hands each connection, non-blocking, to `accepted`. `destroyed`, called
+    once: somebody has ended the socket from outside (a pod with NET_ADMIN may, by sock_diag(7)); it is closed then."""
 
-    __slots__ = ("_accepted", "_loop", "_pending", "_poller", "_sock", "name")
+    __slots__ = ("_accepted", "_destroyed", "_loop", "_pending", "_poller", "_sock", "name")
 
     def __init__(
         self,
@@ -57,8 +59,10 @@ class Listener:
         poller: Poller,
         sock: socket.socket,
         accepted: Callable[[socket.socket], None],
+        destroyed: Callable[[], None],
     ) -> None:
-        self._loop, self._poller, self._sock, self._accepted = loop, poller, sock, accepted
+        self._loop, self._poller, self._sock = loop, poller, sock
+        self._accepted, self._destroyed = accepted, destroyed
         self._pending: asyncio.Handle | None = None
         self.name = sock.getsockname()[:2]
 
@@ -93,6 +97,10 @@ class Listener:
                 if error.errno in _EXHAUSTED:
                     _log.warning("cannot accept: %s; trying again in %s s", error, _PAUSE)
                     self._pending = self._loop.call_later(_PAUSE, self._accept)
+                    return
+                if error.errno == _DESTROYED:
+                    self.close()
+                    self._destroyed()
                     return
                 continue  # the peer was faster (ECONNABORTED and what accept(2) lists)
             sock.setblocking(False)

@@ -30,7 +30,7 @@ class TunnelServer:
     def __init__(self, runtime: Runtime, pod: Pod, offer: Offer, emptied: Callable[[Pod], None]) -> None:
         self._runtime, self._pod, self._offer, self._emptied = runtime, pod, offer, emptied
         self.tunnels: set[Tunnel] = set()
-        self._handshaking: set[Tunnel] = set()
+        self._handshaking: dict[Tunnel, None] = {}  # the oldest first
         self._open: Counter[str] = Counter()  # per peer address; those that still say their last words included
 
     def accept(self, sock: socket.socket) -> None:
@@ -60,7 +60,7 @@ class TunnelServer:
             local=local,
         )
         self.tunnels.add(tunnel)
-        self._handshaking.add(tunnel)
+        self._handshaking[tunnel] = None
         self._open[peer.ip] += 1
 
     def announce_end(self) -> None:
@@ -77,11 +77,22 @@ class TunnelServer:
             return f"the pod has {limits.tunnels_per_pod} already"
         if self._open[peer] >= limits.tunnels_per_peer:
             return f"the peer has {limits.tunnels_per_peer} already"
-        if len(self._handshaking) >= limits.handshakes_per_pod:
-            return f"{limits.handshakes_per_pod} handshakes are pending already"
-        if sum(tunnel.address.ip == peer for tunnel in self._handshaking) >= limits.handshakes_per_peer:
+        pending = Counter(tunnel.address.ip for tunnel in self._handshaking)
+        if pending[peer] >= limits.handshakes_per_peer:
             return f"{limits.handshakes_per_peer} handshakes of the peer are pending already"
+        if len(self._handshaking) >= limits.handshakes_per_pod:
+            worst, most = pending.most_common(1)[0]
+            if pending[peer] >= most:
+                return f"{limits.handshakes_per_pod} handshakes are pending already"
+            self._evict(worst)
         return None
+
+    def _evict(self, peer: str) -> None:
+        """Several silent peers together keep nobody else out either: of the one with the most, the oldest goes."""
+        oldest = next(tunnel for tunnel in self._handshaking if tunnel.address.ip == peer)
+        oldest.lose(
+            Reason.LIMIT, f"{self._runtime.limits.handshakes_per_pod} handshakes are pending, this one is given up"
+        )
 
     # Of its tunnels
 
@@ -89,7 +100,7 @@ class TunnelServer:
         return accept_peer(uris, self._pod.trust_domain)
 
     def ready(self, tunnel: Tunnel) -> None:
-        self._handshaking.discard(tunnel)
+        self._handshaking.pop(tunnel, None)
 
     def offered(self, tunnel: Tunnel, stream: Stream, headers: Sequence[Header]) -> None:
         pseudo = {name: value for name, value in headers if name.startswith(":")}
@@ -103,7 +114,7 @@ class TunnelServer:
     def over(self, tunnel: Tunnel, lost: Lost) -> None:
         self.tunnels.discard(tunnel)
         if tunnel in self._handshaking or lost.reason in (Reason.PEER_IDENTITY, Reason.HTTP2_PROTOCOL):
-            self._handshaking.discard(tunnel)
+            self._handshaking.pop(tunnel, None)
             self._runtime.count_refused(lost.reason, f"{self._pod.name}: tunnel from {tunnel.address}: {lost.detail}")
         self._runtime.loop.call_later(LINGER, self._closed, tunnel.address.ip)
         if not self.tunnels:

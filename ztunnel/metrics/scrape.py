@@ -51,7 +51,7 @@ class Scrape:
         """On the loop's thread: nothing else touches what it reads."""
         self.traffic.advance(self.view.counts())
         self.traffic.expire(self.view.snapshot)
-        families = [*node.collect(self.view, kernel, self.version), *self.traffic.collect()]
+        families = [*node.collect(self.view, kernel, self.version), *self.traffic.collect(self.view.refused())]
         for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
             families.extend(collector.collect())
         return families

@@ -7,6 +7,7 @@ bounded: one of a workload that is gone goes some time after its last connection
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -138,7 +139,8 @@ class Traffic:
             if not names.issuperset(parties):
                 del self._series[key]
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self, turned_away: Mapping[Reason, int]) -> Iterator[Metric]:
+        """`turned_away`: connections that never came to be a record here, failed handshakes for one."""
         series = list(self._series.values())
         for name, attribute, text in _FAMILIES:
             family = Metric(name, text, "counter")
@@ -152,7 +154,7 @@ class Traffic:
             sockets.add_sample(sockets.name, {"reporter": reporter}, reporters.count(reporter))
         yield sockets
         refused = Metric("gossamer_refused", "Connections that were never opened, by reason.", "counter")
-        for reason, n in sorted(self.refusals.items()):
+        for reason, n in sorted((Counter(self.refusals) + Counter(turned_away)).items()):
             refused.add_sample("gossamer_refused_total", {"reason": reason.name}, n)
         yield refused
         evicted = Metric("gossamer_metric_series_evicted", "Series dropped because there were too many.", "counter")

@@ -148,6 +148,7 @@ class SmallAgent:
     waits_for: list[str] = field(default_factory=list)
     moved: dict[int, tuple[int, int]] = field(default_factory=dict)
     counters: dict[Reason, int] = field(default_factory=dict)
+    turned_away: dict[Reason, int] = field(default_factory=dict)
     held: list[CertificateView] = field(default_factory=list)
     own_pods: list[SmallPod] = field(
         default_factory=lambda: [SmallPod(instance="uid-productpage", namespace="default", name="productpage-v1-0")]
@@ -176,6 +177,9 @@ class SmallAgent:
 
     def counts(self) -> dict[int, tuple[int, int]]:
         return self.moved
+
+    def refused(self) -> dict[Reason, int]:
+        return self.turned_away
 
     def kernel(self) -> Description:
         if isinstance(self.described, OSError):

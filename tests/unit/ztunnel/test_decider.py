@@ -31,6 +31,7 @@ class Desk:
     orders: list[Order] = field(default_factory=list)
     given: asyncio.Event = field(default_factory=asyncio.Event)
     fault: Exception | None = None
+    deaf: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.connections = Connections(dict, lambda: NOW)
@@ -39,6 +40,7 @@ class Desk:
             workload=self._workload,
             order=self._order,
             connections=self.connections,
+            deaf=self.deaf.append,
             rng=random.Random(1),
             now=self._now,
         )

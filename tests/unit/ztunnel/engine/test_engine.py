@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import hashlib
+import os
 import random
 import resource
 import socket
@@ -19,7 +20,7 @@ from mesh.reason import Reason
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER
 from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, Pair, application, echo, eventually, pair
 from ztunnel.engine import Limits
-from ztunnel.orders import Captured, Close, Ended, Offered, Opened, Refuse, RelayPlain
+from ztunnel.orders import Captured, Close, Deaf, Ended, Offered, Opened, Refuse, RelayPlain
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -504,6 +505,40 @@ async def test_connections_over_the_limit_are_reset_and_counted() -> None:
         _, writer = await made.connect()
         await made.client.opened(3)
         writer.close()
+
+
+async def test_a_pod_gets_no_more_connections_than_are_left_for_others() -> None:
+    made = Node("pod", limits=Limits(connections=6))
+    made.memory.destination = SocketAddress("10.0.0.2", 80)
+    open_ = [await asyncio.open_connection(*made.address("outbound4")) for _ in range(3)]
+    await made.until(lambda: len(made.of(Captured)) == 3)
+    with pytest.raises(ConnectionResetError):
+        reader, _ = await asyncio.open_connection(*made.address("outbound4"))
+        await asyncio.wait_for(reader.read(), DEADLINE)
+    assert made.engine.refused == {Reason.LIMIT: 1}
+    for _, writer in open_:
+        writer.close()
+    await made.engine.drain(0)
+
+
+async def test_a_listener_destroyed_from_outside_is_told_once_and_the_pod_can_be_added_again() -> None:
+    """shutdown() on the listening socket does what sock_diag's SOCK_DESTROY does: it does not listen any more."""
+    async with pair() as made, application(made, echo):
+        reader, writer = await made.connect()
+        await made.client.opened()
+        with socket.socket(fileno=os.dup(made.client.listeners.outbound4)) as listener:
+            listener.shutdown(socket.SHUT_RDWR)
+        await made.client.until(lambda: made.client.of(Deaf))
+        made.client.engine.remove_pod("client-pod", listeners_only=True)
+        made.client.enrol()
+        assert made.client.of(Deaf) == [Deaf(pod="client-pod")]
+        made.client.engine.set_credentials("client-pod", made.authority.issue(CLIENT))
+        writer.write(b"older")
+        assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"older"
+        _, younger = await made.connect()
+        await made.client.opened(2)
+        writer.close()
+        younger.close()
 
 
 async def test_without_descriptors_the_listener_waits_for_better_times() -> None:

@@ -244,6 +244,24 @@ async def test_tunnels_and_pending_handshakes_are_limited(limits: Limits) -> Non
         await still_serves(made)
 
 
+async def test_silent_peers_together_keep_nobody_else_out() -> None:
+    limits = Limits(handshakes_per_pod=4, handshakes_per_peer=3)
+    async with pair(server_limits=limits) as made:
+        address = made.server.address("tunnel4")
+        server = made.server.engine._servers["server-pod"]
+        silent = []
+        for host in ("127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"):
+            silent.append(await asyncio.open_connection(*address, local_addr=(host, 0)))
+            await eventually(lambda: len(server.tunnels) == len(silent))
+        async with client_of(made) as peer:
+            peer.writer.write(PREFACE + SETTINGS)
+            assert await asyncio.wait_for(peer.reader.read(1), DEADLINE)
+        assert await asyncio.wait_for(silent[0][0].read(), DEADLINE) == b"", "of those with the most, the oldest goes"
+        assert made.server.engine.refused == {Reason.LIMIT: 1}
+        for _, writer in silent:
+            writer.close()
+
+
 async def test_a_drained_server_announces_then_insists() -> None:
     limits = Limits(goaway_grace=0.3)
     async with pair(server_limits=limits) as made, application(made, echo), client_of(made) as peer:

@@ -36,7 +36,7 @@ def busy() -> Traffic:
 
 @pytest.mark.parametrize("content_type", [PROMETHEUS, OPENMETRICS])
 def test_a_line_is_as_ztunnel_writes_it_label_by_label(content_type: str) -> None:
-    assert GOLDEN in render(busy().collect(), content_type).decode().splitlines()
+    assert GOLDEN in render(busy().collect({}), content_type).decode().splitlines()
 
 
 @pytest.mark.parametrize(("content_type", "parse"), [(PROMETHEUS, parse_prometheus), (OPENMETRICS, parse_openmetrics)])
@@ -45,7 +45,7 @@ def test_prometheus_reads_what_was_written(content_type: str, parse) -> None:
     odd.add_sample("gossamer_odd", {"name": 'a"b\\c\nd', "empty": ""}, 1.5)
     odd.add_sample("gossamer_odd", {"name": "big"}, 2**53)
     odd.add_sample("gossamer_odd", {"name": "infinite"}, float("inf"))
-    written = render([*busy().collect(), odd], content_type).decode()
+    written = render([*busy().collect({}), odd], content_type).decode()
     read = {(s.name, tuple(s.labels.items())): s.value for family in parse(written) for s in family.samples}
     assert read["gossamer_odd", (("name", 'a"b\\c\nd'), ("empty", ""))] == 1.5
     assert read["gossamer_odd", (("name", "big"),)] == 2**53

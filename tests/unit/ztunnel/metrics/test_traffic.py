@@ -18,7 +18,7 @@ def watched(**options: object) -> tuple[SmallAgent, Traffic]:
 def values(traffic: Traffic, **labels: str) -> dict[str, float]:
     """Sample name -> sum over the series with these labels."""
     found: dict[str, float] = {}
-    for family in traffic.collect():
+    for family in traffic.collect({}):
         for sample in family.samples:
             if labels.items() <= sample.labels.items():
                 found[sample.name] = found.get(sample.name, 0) + sample.value
@@ -80,6 +80,16 @@ def test_a_denied_connection_is_opened_closed_and_failed() -> None:
     }
     assert values(traffic)["istio_tcp_connections_opened_total"] == 1
     assert values(traffic, reason="POLICY_DENY") == {"gossamer_refused_total": 1}
+
+
+def test_those_turned_away_by_the_engine_are_counted_with_the_refused() -> None:
+    agent, traffic = watched()
+    denied = inbound(reason=Reason.LIMIT)
+    agent.table.begin(denied)
+    agent.end(denied, Reason.LIMIT)
+    families = {family.name: family.samples for family in traffic.collect({Reason.LIMIT: 2, Reason.TLS_FAILED: 3})}
+    counted = {sample.labels["reason"]: sample.value for sample in families["gossamer_refused"]}
+    assert counted == {"LIMIT": 3, "TLS_FAILED": 3}
 
 
 def test_refused_before_both_ends_are_known_makes_no_series() -> None:
