@@ -40,6 +40,17 @@ def check(
     return node, (agent.id, kubelet.id if kubelet else 0, agent.level, kubelet.level if kubelet else 0)
 
 
+def runs_in(cgroup: Path) -> None:
+    """PreflightError unless this process is in `cgroup` or below: the kernel side would take its sockets for a pod's."""
+    pid = str(os.getpid())
+    if any(pid in procs.read_text().split() for procs in cgroup.rglob("cgroup.procs")):
+        return
+    raise PreflightError(
+        f"process {pid} does not run in the agent's cgroup {cgroup}",
+        f"start it there (echo $$ > {cgroup}/cgroup.procs before exec), or name the cgroup that holds it",
+    )
+
+
 def _capabilities(effective: int) -> None:
     for name, bit in _CAPABILITIES.items():
         if not effective >> bit & 1:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import bpf
+from bpf import preflight
 from ztunnel.agent import Agent, prepare_run_directory
-from ztunnel.config import Config, parse
+from ztunnel.config import ACCELERATE, Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
 
 log = logging.getLogger("ztunnel")
@@ -30,8 +31,14 @@ def main() -> int:
     try:
         prepare_run_directory(config.run)
         kernel = bpf.Kernel.open(
-            config.bpf, cgroup=config.cgroup, agent_cgroup=config.agent_cgroup, kubelet_cgroup=config.kubelet_cgroup
+            config.bpf,
+            cgroup=config.cgroup,
+            agent_cgroup=config.agent_cgroup,
+            kubelet_cgroup=config.kubelet_cgroup,
+            accelerate=ACCELERATE[config.accelerate],
         )
+        if not config.unload:
+            preflight.runs_in(config.agent_cgroup)
     except (OSError, bpf.PreflightError) as error:
         log.error("%s", error)
         return 1

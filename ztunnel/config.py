@@ -10,6 +10,9 @@ from pathlib import Path
 from mesh.model import canonical_ip
 
 _DRAIN_SECONDS = 5.0
+# Directions between application and agent in which the kernel hands bytes from socket to socket: `accelerate` of
+# bpf.Kernel.open.
+ACCELERATE = {"none": 0, "to-agent": 1, "both": 3}
 LEVELS = ("debug", "info", "warn", "error")
 
 
@@ -26,6 +29,7 @@ class Config:
     token: Path
     log_level: str = "info"
     drain_seconds: float = _DRAIN_SECONDS
+    accelerate: str = "none"
     unload: bool = False
 
     @property
@@ -55,6 +59,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     add("--root", required=True, type=Path, help="PEM file of the controller's root certificate")
     add("--token", required=True, type=Path, help="file with this node's bootstrap token")
     add("--log-level", default="info", choices=LEVELS, help="default: %(default)s")
+    add(
+        "--accelerate",
+        default="none",
+        choices=ACCELERATE,
+        help="hand bytes between application and agent from socket to socket; some socket options of the application "
+        "then lose their meaning, see docs/architecture.md (default: %(default)s)",
+    )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:
         drain = drain_seconds(environment)

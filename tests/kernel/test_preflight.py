@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,19 @@ def test_sources_that_do_not_compile_say_where(monkeypatch: pytest.MonkeyPatch, 
 def test_the_verifiers_words_are_in_the_error() -> None:
     with pytest.raises(OSError, match=r"program bad was refused: .*(?s:.)*R0 !read_ok"):
         os.close(syscall.load_program(kind=13, attach=3, name="bad", instructions=b"\x95" + bytes(7), license="GPL"))
+
+
+def test_an_agent_outside_of_its_cgroup_is_told(rig: Rig) -> None:
+    agent = rig.cgroup / "agent"
+    with pytest.raises(PreflightError, match="does not run in the agent's cgroup") as caught:
+        preflight.runs_in(agent)
+    assert f"{agent}/cgroup.procs" in caught.value.cure
+    below = agent / "below"
+    below.mkdir()
+    program = "import sys; from pathlib import Path; from bpf import preflight; preflight.runs_in(Path(sys.argv[1]))"
+    try:
+        for cgroup in (agent, below):
+            enter = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
+            subprocess.run(["sh", "-c", enter, "sh", sys.executable, "-c", program, str(agent)], check=True, timeout=60)
+    finally:
+        below.rmdir()

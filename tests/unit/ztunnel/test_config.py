@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.config import drain_seconds, parse
+from ztunnel.config import ACCELERATE, drain_seconds, parse
 
 ARGUMENTS = [
     *("--node", "n1", "--node-ip", "10.0.0.1", "--pods", "/p", "--run", "/r", "--bpf", "/b", "--cgroup", "/c"),
@@ -21,6 +21,12 @@ def test_arguments() -> None:
     assert config.agent_cgroup == Path("/c/agent")
     assert config.kubelet_cgroup == Path("/c/kubelet")
     assert (config.log_level, config.drain_seconds, config.unload) == ("debug", 5.0, False)
+    assert config.accelerate == "none"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("none", 0), ("to-agent", 1), ("both", 3)])
+def test_accelerated_directions(name: str, bits: int) -> None:
+    assert ACCELERATE[parse([*ARGUMENTS, "--accelerate", name], {}).accelerate] == bits
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,7 @@ def test_arguments() -> None:
         ("--controller", "10.0.0.9:99999", "is not HOST:PORT"),
         ("--controller", "fd00::1:15012", "stands in brackets: [fd00::1]:15012"),
         ("--log-level", "loud", "invalid choice: 'loud'"),
+        ("--accelerate", "all", "invalid choice: 'all'"),
     ],
 )
 def test_wrong_arguments_are_named(option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
