@@ -41,7 +41,7 @@ def check(
 
 
 def runs_in(cgroup: Path) -> None:
-    """PreflightError unless this process is in `cgroup` or below: the kernel side would take its sockets for a pod's."""
+    """PreflightError unless this process is in `cgroup` or below: else its sockets would be taken for a pod's."""
     pid = str(os.getpid())
     if any(pid in procs.read_text().split() for procs in cgroup.rglob("cgroup.procs")):
         return
