@@ -40,9 +40,10 @@ class Segment:
 
 @dataclass(slots=True, kw_only=True)
 class Wire:
-    """TCP segments with payload between pods of different nodes, in order."""
+    """TCP segments with payload between pods of different nodes, in order; `pcap` is the capture file they are from."""
 
     segments: list[Segment] = field(default_factory=list)
+    pcap: bytes = b""
 
     @property
     def payload(self) -> bytes:
@@ -84,7 +85,8 @@ def capture(lab: Lab, *, exclude: Iterable[str] = ()) -> Iterator[Wire]:
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=10)
-        wire.segments = list(segments(Path(file.name).read_bytes()))
+        wire.pcap = Path(file.name).read_bytes()
+        wire.segments = list(segments(wire.pcap))
 
 
 def _start(lab: Lab, argv: list[str]) -> subprocess.Popen[bytes]:
