@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +22,9 @@ static uint8_t pattern[PERIOD + LARGEST]; /* any message is one contiguous piece
 
 static struct {
   const char *command, *host;
-  int port, connections, size, threads;
-  double seconds;
+  int port, connections, size, threads, count;
+  double seconds, rate;
+  bool server_first;
 } want = {.host = "127.0.0.1", .connections = 1, .size = 100, .threads = 1, .seconds = 1};
 
 static uint64_t now_ns(void) {
@@ -99,15 +101,22 @@ static void receive_all(int fd, uint8_t *data, size_t size) {
   }
 }
 
-/* Message `number` of connection `id`: different from its neighbours, so that crossed or stale replies show. */
-static void compose(uint8_t *message, int size, uint64_t id, uint64_t number) {
-  memcpy(message, pattern + (id * 7919 + number * 127) % PERIOD, (size_t)size);
-  message[0] = 'E';
+static void receive_end(int fd) {
+  char byte;
+  ssize_t n = recv(fd, &byte, 1, 0);
+  if (n < 0) die(BROKEN, "recv: %m");
+  if (n > 0) die(WRONG_BYTES, "a byte too many");
 }
 
-static void round_trip(int fd, int size, uint64_t id, uint64_t number) {
+/* Message `number` of connection `id`: different from its neighbours, so that crossed or stale replies show. */
+static void compose(uint8_t *message, int size, char mode, uint64_t id, uint64_t number) {
+  memcpy(message, pattern + (id * 7919 + number * 127) % PERIOD, (size_t)size);
+  message[0] = (uint8_t)mode;
+}
+
+static void round_trip(int fd, int size, char mode, uint64_t id, uint64_t number) {
   uint8_t *sent = malloc((size_t)size), *got = malloc((size_t)size);
-  compose(sent, size, id, number);
+  compose(sent, size, mode, id, number);
   send_all(fd, sent, (size_t)size);
   receive_all(fd, got, (size_t)size);
   if (memcmp(sent, got, (size_t)size)) die(WRONG_BYTES, "connection %lu, message %lu came back changed", id, number);

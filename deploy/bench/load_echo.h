@@ -44,7 +44,7 @@ static void push(int poll, struct caller *c) {
 }
 
 static void ask(int poll, struct caller *c) {
-  compose(c->message, want.size, c->id, c->number++);
+  compose(c->message, want.size, 'E', c->id, c->number++);
   c->out = c->in = 0;
   c->sent_at = now_ns();
   push(poll, c);
@@ -71,7 +71,7 @@ static void *echo_thread(void *argument) {
   for (int i = 0; i < crew->count; i++) {
     struct caller *c = &callers[i];
     *c = (struct caller){.fd = dial(), .id = (uint64_t)(crew->first + i), .message = malloc((size_t)want.size)};
-    round_trip(c->fd, want.size, c->id, c->number++); /* the whole path is up before anything is measured */
+    round_trip(c->fd, want.size, 'E', c->id, c->number++); /* the whole path is up before anything is measured */
     crew->total++;
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
     epoll_ctl(poll, EPOLL_CTL_ADD, c->fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});

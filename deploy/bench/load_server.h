@@ -9,7 +9,7 @@
 
 struct served {
   int fd;
-  char mode;         /* 0 until the first byte, then 'E' or 'S' */
+  char mode;         /* 0 until the first byte, then 'E', 'C' or 'S' */
   uint64_t count, bad;
   uint8_t *waiting;  /* bytes that the socket would not take; nothing is read meanwhile */
   size_t at, left;
@@ -79,7 +79,8 @@ static bool serve(int poll, struct served *c, uint8_t *buffer) {
   }
   if (!c->mode) c->mode = (char)buffer[0];
   if (c->mode == 'S') return check_stream(c, buffer, (size_t)n), true;
-  return give_back(poll, c, buffer, (size_t)n);
+  c->count += (uint64_t)n;
+  return give_back(poll, c, buffer, (size_t)n) && !(c->mode == 'C' && c->count >= CONNECT_BYTES);
 }
 
 static void welcome(int poll, int listener) {

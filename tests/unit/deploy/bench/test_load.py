@@ -40,7 +40,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
-def answer(program: Path, command: str, port: int, **options: float) -> dict[str, Any]:
+def answer(program: Path, command: str, port: int, **options: str | float) -> dict[str, Any]:
     done = run(program, *words(command, port=port, **options))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -83,6 +83,15 @@ def test_connects(program: Path, port: int) -> None:
     found = answer(program, "connects", port, seconds=0.2, connections=2)
     assert found["connects"] > 0
     assert found["latency_us"]["p50"] > 0
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_connects_are_counted_and_paced(program: Path, port: int, first: str) -> None:
+    found = answer(program, "connects", port, seconds=30, connections=4, count=101, rate=500, first=first)
+    assert found["connects"] == 101
+    assert found["seconds"] >= 0.2
+    found = answer(program, "connects", port, seconds=0.2, connections=4, rate=100, first=first)
+    assert found["connects"] <= 20
 
 
 def test_hold_keeps_connections_until_stdin_ends(program: Path, port: int) -> None:
