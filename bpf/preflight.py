@@ -52,11 +52,12 @@ def runs_in(cgroup: Path) -> None:
 
 
 def _capabilities(effective: int) -> None:
-    for name, bit in _CAPABILITIES.items():
-        if not effective >> bit & 1:
-            raise PreflightError(
-                f"{name} is missing", "run the agent as root, or add it to its securityContext.capabilities"
-            )
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise PreflightError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            "run the agent as root, or add what is missing to its securityContext.capabilities",
+        )
 
 
 def _effective() -> int:

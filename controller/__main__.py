@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,11 +28,16 @@ from controller.state import Input, State
 from controller.tokens import Tokens, TokensError
 from controller.translate.settings import Settings
 from mesh.identity import SpiffeId
+from mesh.resources import Invalid, check
 
 _log = logging.getLogger("controller")
 
 METRICS_PORT = 15014
 _GRACE_S = 5.0
+
+
+class StartError(Exception):
+    """The controller cannot start as it was told to; the text names the option, the cause and the cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,8 @@ class Listen:
         return cls(host.strip("[]"), int(port))
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="controller", description="Gossamer's control plane")
+def arguments(argv: Sequence[str] | None = None, *, prog: str = "python -m controller") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description="Gossamer's control plane")
     parser.add_argument("--source", type=Path, required=True, help="directory of YAML files, watched")
     parser.add_argument("--state", type=Path, required=True, help="directory for ca.key, ca.crt and what must last")
     parser.add_argument("--listen", type=Listen.parse, default=Listen("", 15012), metavar="HOST:PORT")
@@ -58,7 +65,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trust-domain", type=_trust_domain, default="cluster.local")
     parser.add_argument("--cluster", default="Kubernetes")
     parser.add_argument("--root-namespace", default="istio-system")
-    parser.add_argument("--dns-name", action="append", default=[], help="a name or IP nodes reach us by; repeatable")
+    parser.add_argument(
+        "--dns-name", action="append", type=_host, default=[], help="a name or IP nodes reach us by; repeatable"
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(argv)
 
@@ -70,12 +79,39 @@ def _trust_domain(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is not a trust domain: [a-z0-9._-], at most 255") from None
 
 
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    try:
+        check.dns_subdomain("", text.removeprefix("*.").lower())
+    except Invalid:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a DNS name nor an IP address") from None
+    return text
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    """Make the directories that are ours; StartError. Without its source the controller must not start: it would tell
+    the nodes that there is nothing."""
+    for option, path in (("--state", given.state), ("--run", given.run)):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"{option} {path} cannot be made: {error.strerror}; name a writable directory") from error
+    try:
+        next(given.source.iterdir(), None)
+    except OSError as error:
+        raise StartError(f"--source {given.source}: {error.strerror}; name a directory of YAML files") from error
+
+
 async def run(given: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT. Raises AuthorityError, TokensError or OSError if it cannot start."""
+    """Serve until SIGTERM or SIGINT. Raises StartError, AuthorityError, TokensError or OSError if it cannot start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     settings = Settings(trust_domain=given.trust_domain, cluster_id=given.cluster, root_namespace=given.root_namespace)
+    _prepare(given)
     authority = load_or_create(given.state, trust_domain=given.trust_domain, now=datetime.now(UTC))
     tokens = Tokens(given.tokens)
     state = State(settings, Metrics(), given.state / "reports.json")
@@ -89,8 +125,10 @@ async def run(given: argparse.Namespace) -> None:
     names = _names(given)
     async with AsyncExitStack() as stack:
         serve.load_identity(context, authority, names, given.state)
-        given.run.mkdir(parents=True, exist_ok=True)
-        listener = await server.listen(given.listen.host or None, given.listen.port, context)
+        try:
+            listener = await server.listen(given.listen.host or None, given.listen.port, context)
+        except OSError as error:
+            raise _cannot_listen("--listen", given.listen, error) from error
         stack.push_async_callback(listener.close)
         metrics = given.metrics or Listen(given.listen.host, METRICS_PORT)
         await _open(stack, admin.metrics_application(state), metrics)
@@ -124,7 +162,15 @@ async def _open(stack: AsyncExitStack, app: web.Application, at: Listen) -> None
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, at.host or None, at.port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        raise _cannot_listen("--metrics", at, error) from error
+
+
+def _cannot_listen(option: str, at: Listen, error: OSError) -> StartError:
+    cause = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return StartError(f"{option} {at.host}:{at.port}: {cause}; name an address of this machine and a port that is free")
 
 
 async def _open_socket(stack: AsyncExitStack, app: web.Application, path: Path) -> None:
@@ -148,12 +194,13 @@ def _names(given: argparse.Namespace) -> list[str]:
     return names
 
 
-def main(argv: list[str] | None = None) -> int:
-    given = arguments(argv)
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m controller") -> int:
+    """Run until SIGTERM; the exit code. `prog` is what the usage message calls us."""
+    given = arguments(argv, prog=prog)
     set_up(given.log_level)
     try:
         asyncio.run(run(given))
-    except (AuthorityError, TokensError, OSError) as error:
+    except (StartError, AuthorityError, TokensError, OSError) as error:
         _log.error("the controller cannot run", extra={"error": str(error)})
         return 1
     return 0

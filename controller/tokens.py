@@ -52,11 +52,14 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read(path: Path) -> dict[str, str]:
+    form = 'write {"<node>": "<sha256 hex of its token>"}'
     try:
         given = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except (OSError, ValueError) as error:
-        raise TokensError(f"{path}: not a JSON object of node to sha256: {error}") from error
+    except OSError as error:
+        raise TokensError(f"--tokens {path}: {error.strerror}; {form} to it") from error
+    except ValueError as error:
+        raise TokensError(f"--tokens {path}: not a JSON object of node to sha256: {error}; {form}") from error
     for node, digest in given.items():
         if len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef"):
-            raise TokensError(f"{path}: {node}: not a sha256 in hex; write what `sha256sum` says of the token")
+            raise TokensError(f"--tokens {path}: {node}: not a sha256 in hex; write what `sha256sum` says of the token")
     return {node: digest.lower() for node, digest in given.items()}

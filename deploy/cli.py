@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else ""
     if name in _PROGRAMS:
         module = importlib.import_module(_PROGRAMS[name][0])
-        sys.argv = [f"gossamer {name}", *arguments[1:]]
-        return int(module.main() or 0)
+        return int(module.main(arguments[1:], prog=f"gossamer {name}") or 0)
     parser = argparse.ArgumentParser(
         prog="gossamer",
         description="An ambient service mesh: eBPF capture, mutual-TLS tunnels, one agent per node.",

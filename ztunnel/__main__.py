@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import bpf
@@ -21,9 +21,10 @@ log = logging.getLogger("ztunnel")
 _FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunnel") -> int:
+    """Run until SIGTERM; the exit code. `prog` is what the usage message calls us."""
     ensure_openssl_conf()
-    config = parse(sys.argv[1:], os.environ)
+    config = parse(sys.argv[1:] if arguments is None else arguments, os.environ, prog=prog)
     level = logging.WARNING if config.log_level == "warn" else logging.getLevelName(config.log_level.upper())
     logging.basicConfig(level=level, format=_FORMAT, stream=sys.stderr)
     # Its line per message would bury the agent's own.

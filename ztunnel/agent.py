@@ -278,7 +278,10 @@ class Agent:
 
 
 def prepare_run_directory(path: Path) -> None:
-    """The agent's own directory, for nobody else; OSError."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The agent's own directory, for nobody else; OSError names it and the cure."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--run {path} cannot be made: {error.strerror}; name a directory on a writable disk") from error
     with suppress(PermissionError):
         path.chmod(0o700)

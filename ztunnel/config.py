@@ -41,10 +41,10 @@ class Config:
         return self.cgroup / "kubelet"
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str = "python -m ztunnel") -> Config:
     """Exits with a usage message if the arguments are wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m ztunnel",
+        prog=prog,
         description="The node agent: captures the connections of this node's enrolled pods and carries them through "
         "mutual-TLS tunnels. Runs in the node's network namespace, as root, in the cgroup CGROUP/agent.",
     )

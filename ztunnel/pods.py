@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -59,19 +61,31 @@ def _parse(path: Path, instance: str) -> PodRecord:
 async def follow(directory: Path) -> AsyncIterator[dict[str, PodRecord]]:
     """The records now, and again after each change; never ends. While the directory cannot be read, nothing changes."""
     known: dict[str, PodRecord] | None = None
-    watch = awatch(directory, recursive=False, debounce=100, step=10, rust_timeout=_RESCAN_MS, yield_on_timeout=True)
-    async for _ in _first_now(watch):
+    said = ""
+    async for _ in _looks(directory):
         try:
             found = read(directory, known or {})
         except OSError as error:
-            log.error("pod records in %s cannot be read, the pods stay as they are: %s", directory, error)
+            cause = error.strerror or str(error)
+            if cause != said:  # once, not with every look
+                log.error("--pods %s cannot be read: %s; the pods stay as they are until it can", directory, cause)
+            said = cause
             continue
+        said = ""
         if found != known:
             known = found
             yield found
 
 
-async def _first_now(watch: AsyncIterator[object]) -> AsyncIterator[object]:
+async def _looks(directory: Path) -> AsyncIterator[None]:
+    """When to look: now, after each change, and from time to time."""
     yield None
-    async for changes in watch:
-        yield changes
+    while True:
+        # Not there (yet), or no inotify watch to be had: then only from time to time.
+        with contextlib.suppress(OSError, RuntimeError):
+            async for _ in awatch(
+                directory, recursive=False, debounce=100, step=10, rust_timeout=_RESCAN_MS, yield_on_timeout=True
+            ):
+                yield None
+        await asyncio.sleep(_RESCAN_MS / 1000)
+        yield None

@@ -84,7 +84,8 @@ class Uplink:
         try:
             context = ssl.create_default_context(cafile=str(self.root))
         except (OSError, ssl.SSLError) as error:
-            raise OSError(f"root certificate of the controller, {self.root}: {error}") from error
+            cause = getattr(error, "strerror", None) or error
+            raise OSError(f"--root {self.root}: {cause}; it must be the controller's ca.crt (PEM)") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         return context
 
@@ -92,5 +93,6 @@ class Uplink:
         try:
             token = self.token.read_text(encoding="ascii").strip()
         except (OSError, UnicodeError) as error:
-            raise OSError(f"bootstrap token, {self.token}: {error}") from error
+            cause = getattr(error, "strerror", None) or error
+            raise OSError(f"--token {self.token}: {cause}; it must hold this node's bootstrap token") from error
         return {"Authorization": f"Bearer {token}", "X-Gossamer-Node": self.node}

@@ -68,11 +68,14 @@ class Directory:
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Call `changed` after every change that `scan` found; never ends by itself."""
+        said = ""
         while True:
             try:
                 await self._watch(changed)
             except (OSError, RuntimeError) as error:
-                _log.error("the source directory cannot be watched; trying again", extra={"cause": str(error)})
+                if str(error) != said:  # once, not with every try
+                    _log.error("the source directory cannot be watched; trying again", extra={"cause": str(error)})
+                said = str(error)
             await asyncio.sleep(_RETRY_S)
 
     async def _watch(self, changed: Callable[[], None]) -> None:

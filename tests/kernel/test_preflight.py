@@ -31,7 +31,8 @@ def test_this_machine_is_fit(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("changes", "missing", "cure"),
     [
-        ({"effective": 0}, "CAP_NET_ADMIN is missing", "root"),
+        ({"effective": 0}, "CAP_NET_ADMIN and CAP_SYS_ADMIN are missing", "root"),
+        ({"effective": 1 << 21}, "CAP_NET_ADMIN is missing", "root"),
         ({"effective": 1 << 12}, "CAP_SYS_ADMIN is missing", "root"),
         ({"cgroup": "/tmp"}, "the node's cgroup /tmp is not in a cgroup v2", "cgroup v2"),
         ({"agent_cgroup": "ROOT"}, "the agent's cgroup .* is the root", "cgroup of its own"),
@@ -67,6 +68,16 @@ def test_a_program_type_that_the_kernel_refuses_is_named(rig: Rig, monkeypatch: 
     monkeypatch.setattr(syscall, "load_program", refuse)
     with pytest.raises(PreflightError, match=r"refuses lookup programs.*Linux 5\.9"):
         check(rig)
+
+
+def test_the_agent_ends_with_the_error_alone(rig: Rig, tmp_path: Path) -> None:
+    argv = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", sys.executable, "-m", "ztunnel",
+            "--node", "n", "--node-ip", "10.0.0.1", "--pods", tmp_path, "--run", tmp_path, "--bpf", rig.pins,
+            "--cgroup", rig.cgroup, "--controller", "127.0.0.1:1", "--root", tmp_path, "--token", tmp_path]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "CAP_NET_ADMIN is missing; run the agent as root" in line
 
 
 def test_without_headers_or_a_cached_artifact_the_cure_is_the_set_up(

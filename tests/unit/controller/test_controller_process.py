@@ -244,7 +244,23 @@ async def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
     bad = await start(tmp_path, "--tokens", str(tmp_path / "not-tokens"))
     assert await asyncio.wait_for(bad.process.wait(), 20) == 1
     assert "not a JSON object of node to sha256" in (tmp_path / "log").read_text()
-    # That start has made the root already. Now somebody shows the key around.
+    # That start has made the root already.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for option, value, says in (
+            ("--source", str(tmp_path / "nowhere"), "No such file or directory; name a directory of YAML files"),
+            ("--tokens", str(tmp_path / "nowhere"), "No such file or directory; write"),
+            ("--state", str(tmp_path / "not-tokens"), "cannot be made: File exists; name a writable directory"),
+            ("--run", str(tmp_path / "not-tokens"), "cannot be made: File exists; name a writable directory"),
+            ("--listen", f"127.0.0.1:{port}", "Address already in use; name an address of this machine and a port"),
+            ("--metrics", f"127.0.0.1:{port}", "Address already in use; name an address of this machine and a port"),
+        ):
+            (tmp_path / "log").unlink()
+            bad = await start(tmp_path, option, value)
+            assert await asyncio.wait_for(bad.process.wait(), 20) == 1
+            (line,) = (tmp_path / "log").read_text().splitlines()
+            assert f"{option} {value}" in line and says in line
+    # Now somebody shows the key around.
     (tmp_path / "state" / "ca.key").chmod(0o644)
     bad = await start(tmp_path)
     assert await asyncio.wait_for(bad.process.wait(), 20) == 1
@@ -260,3 +276,5 @@ def test_where_to_listen(text: str, listen: Listen) -> None:
     assert arguments([*base, "--listen", text]).listen == listen
     with pytest.raises(SystemExit):
         arguments([*base, "--listen", "nonsense"])
+    with pytest.raises(SystemExit):
+        arguments([*base, "--dns-name", "no name!"])

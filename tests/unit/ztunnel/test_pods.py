@@ -70,6 +70,18 @@ async def test_changes_are_followed(tmp_path: Path) -> None:
     await found.aclose()
 
 
+async def test_a_directory_may_come_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = following(tmp_path / "pods")
+    first = asyncio.create_task(anext(found))
+    while "cannot be read: No such file or directory" not in caplog.text:  # noqa: ASYNC110 - a log record, no event
+        await asyncio.sleep(0.01)
+    (tmp_path / "pods").mkdir()
+    write(tmp_path / "pods", record("a"))
+    assert await first == {"a": record("a")}
+    assert len(caplog.records) == 1
+    await found.aclose()
+
+
 async def test_an_empty_directory_is_said_to_be_empty(tmp_path: Path) -> None:
     found = following(tmp_path)
     assert await anext(found) == {}
