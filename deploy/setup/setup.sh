@@ -22,7 +22,8 @@ command -v apt-get >/dev/null || die "apt-get not found: the lab is made for Deb
 packages() {
   local wanted=("${runtime[@]}") missing=()
   [ "$want" = test ] && wanted+=("${tests[@]}")
-  local installed; installed=$(dpkg-query -W -f '${Package} ${db:Status-Abbrev}\n' "${wanted[@]}" 2>/dev/null | awk '$2 == "ii" {print $1}')
+  local installed  # dpkg-query fails where it does not know one of the names: on every fresh machine
+  installed=$({ dpkg-query -W -f '${Package} ${db:Status-Abbrev}\n' "${wanted[@]}" 2>/dev/null || true; } | awk '$2 == "ii" {print $1}')
   local p; for p in "${wanted[@]}"; do grep -qx -- "$p" <<<"$installed" || missing+=("$p"); done
   [ ${#missing[@]} = 0 ] && return
   step "Debian packages: ${missing[*]}"
