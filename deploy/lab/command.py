@@ -245,9 +245,9 @@ def _status(options: Options) -> int:
     if options.output == "json":
         print(json.dumps(state, indent=2))
     else:
-        from rich.console import Console
+        from ztunnel.cli.tables import show
 
-        Console(width=None if sys.stdout.isatty() else 140).print(status.tables(state))
+        show(status.tables(state), sys.stdout)
     return 0
 
 

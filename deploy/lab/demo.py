@@ -14,6 +14,7 @@ from deploy.lab import status
 from deploy.lab.cluster import Lab
 from deploy.lab.progress import progress
 from deploy.lab.wire import TUNNEL_PORT, Wire, capture
+from ztunnel.cli.tables import show
 
 BOOKINFO = Path(__file__).with_name("bookinfo.yaml")
 _REQUESTS = 12
@@ -27,7 +28,7 @@ def run(name: str, timeout: float) -> int:
     with progress(f"lab {name}") as say:
         lab = Lab(name, say=say)
         lab.up({str(BOOKINFO): BOOKINFO.read_text()}, timeout=timeout)
-    console.print(status.tables(status.collect(lab)))
+    show(status.tables(status.collect(lab)), sys.stdout)
     console.print(f"\nready in {time.monotonic() - began:.1f} s. {_REQUESTS} requests from each client:\n")
     with capture(lab, exclude=["outsider"]) as wire:
         inside, slowest = _requests(lab, "client")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-
 from deploy.lab import agents, cgroup, fabric
 from deploy.lab.cluster import Lab
 from deploy.lab.endpoints import is_ready
-from deploy.lab.manifest import Object
+from deploy.lab.manifest import Key, Object
 from mesh.identity import SpiffeId
+from ztunnel.cli.tables import Column, Table, table, text
 
 Json = dict[str, Any]
 
@@ -84,61 +80,46 @@ def _pod(lab: Lab, pod: Object, said: dict[str, Json]) -> Json:
     }
 
 
-def tables(state: Json) -> RenderableType:
-    nodes = Table(
-        title=f"lab {state['name']}: nodes", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for column in ("node", "address", "pods", "kubelet", "agent", "fabric"):
-        nodes.add_column(column)
-    for node in state["nodes"]:
-        agent = "-" if node["agent"] is None else node["agent"]
-        if node["agent"] == "running":
-            agent = "ready" if node["agent_ready"] else "[yellow]not ready[/]"
-        nodes.add_row(
-            node["name"],
-            node["addresses"][0],
-            node["pod_cidrs"][0],
-            _coloured(node["kubelet"]),
-            _coloured(agent),
-            "[red]partitioned[/]" if node["partitioned"] else "connected",
-        )
-    pods = Table(title="pods", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("namespace", "name", "ip", "node", "identity", "enrolled", "ready", "restarts"):
-        long = column in ("name", "identity")  # only these give way on a narrow terminal
-        justify = "right" if column == "restarts" else "left"
-        pods.add_column(column, no_wrap=not long, overflow="fold", justify=justify)
-    for pod in state["pods"]:
-        pods.add_row(
-            pod["namespace"],
-            pod["name"],
-            pod["ip"],
-            pod["node"],
-            pod["identity"].removeprefix("spiffe://cluster.local/"),
-            {True: "[green]yes[/]", False: "no", None: "-"}[pod["enrolled"]],
-            "[green]yes[/]" if pod["ready"] else f"[yellow]no ({pod['phase']})[/]",
-            str(pod["restarts"]),
-        )
-    return Group(nodes, pods, *_attention(state))
+def tables(state: Json) -> list[Table]:
+    """What `collect` found, for people."""
+    refused = [
+        {"object": str(Key(item["kind"], item["namespace"], item["name"]))} | condition
+        for item in state["refused"]
+        for condition in item["conditions"]
+    ]
+    return [
+        table(_NODES, state["nodes"], title=f"lab {state['name']}: nodes"),
+        table(_PODS, state["pods"], title="pods", note="none"),
+        table(_REFUSED, refused, title="objects that are not in force"),
+    ]
 
 
-def _attention(state: Json) -> list[RenderableType]:
-    if not state["refused"]:
-        return []
-    table = Table(
-        title="objects that are not in force",
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("object", "condition", "why"):
-        table.add_column(column)
-    for item in state["refused"]:
-        name = "/".join(filter(None, (item["namespace"], item["name"])))
-        for condition in item["conditions"]:
-            table.add_row(f"{item['kind']} {name}", condition["type"], escape(condition.get("message") or ""))
-    return [table]
+def _agent(node: Json) -> str:
+    if node["agent"] == "running":
+        return "ready" if node["agent_ready"] else "not ready"
+    return node["agent"] or "-"
 
 
-def _coloured(state: str) -> str:
-    return f"[red]{state}[/]" if state == "stopped" else state
+_NODES = (
+    Column("NODE", text("name")),
+    Column("ADDRESS", lambda node: node["addresses"][0]),
+    Column("PODS", lambda node: node["pod_cidrs"][0], spare=1),
+    Column("KUBELET", text("kubelet")),
+    Column("AGENT", _agent),
+    Column("FABRIC", lambda node: "partitioned" if node["partitioned"] else "connected"),
+)
+_PODS = (
+    Column("NAMESPACE", text("namespace"), spare=1),  # the identity has it
+    Column("NAME", text("name"), folds=True),
+    Column("IP", text("ip"), spare=2),
+    Column("NODE", text("node")),
+    Column("IDENTITY", lambda pod: pod["identity"].removeprefix("spiffe://cluster.local/")),
+    Column("ENROLLED", lambda pod: {True: "yes", False: "no", None: "-"}[pod["enrolled"]], colourless=True),
+    Column("READY", lambda pod: "yes" if pod["ready"] else f"no ({pod['phase']})"),
+    Column("RESTARTS", text("restarts"), right=True, spare=3),
+)
+_REFUSED = (
+    Column("OBJECT", text("object"), folds=True),
+    Column("CONDITION", text("type")),
+    Column("WHY", text("message"), folds=True),
+)

@@ -9,11 +9,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ztunnel.cli import tables
+from ztunnel.cli import columns, tables
 from ztunnel.cli.client import Agent, AgentUnreachable, Usage, find_agents
 from ztunnel.cli.tables import Table, table
 
@@ -175,31 +175,31 @@ def _flat(key: str) -> Callable[[Answers], list[Any]]:
     return lambda answers: _items(answers, key)
 
 
-def _one_table(key: str, columns: Iterable[tables.Column], note: str) -> Callable[[Answers], list[Table]]:
-    return lambda answers: [table(tuple(columns), _items(answers, key), note=note)]
+def _one_table(key: str, shown: Sequence[tables.Column], note: str) -> Callable[[Answers], list[Table]]:
+    return lambda answers: [table(shown, _items(answers, key), note=note)]
 
 
 def _status_tables(answers: Answers) -> list[Table]:
     problems = [f"{a['agent']}: {p}" for a in answers for p in (*a.get("pending", ()), *a.get("problems", ()))]
     return [
-        table(tables.STATUS, answers),
-        table(tables.PODS, _items(answers, "pods"), title="Pods of these nodes that the mesh knows", note="none"),
-        Table((tables.Column("PROBLEM", str),), [[problem] for problem in problems]),
+        table(columns.STATUS, answers),
+        table(columns.PODS, _items(answers, "pods"), title="Pods of these nodes that the mesh knows", note="none"),
+        Table((tables.Column("PROBLEM", str, folds=True),), [[problem] for problem in problems]),
     ]
 
 
 def _connection_tables(answers: Answers) -> list[Table]:
     return [
-        table(tables.CONNECTIONS, _items(answers, "connections"), note="no open connections"),
-        table(tables.OLDER, _items(answers, "older"), title="Older than the pod's enrolment: outside the mesh"),
+        table(columns.CONNECTIONS, _items(answers, "connections"), note="no open connections"),
+        table(columns.OLDER, _items(answers, "older"), title="Older than the pod's enrolment: outside the mesh"),
     ]
 
 
 def _bpf_tables(answers: Answers) -> list[Table]:
     return [
-        table(tables.PROGRAMS, _items(answers, "programs"), note="no programs loaded"),
-        table(tables.MAPS, _items(answers, "maps")),
-        table(tables.COUNTERS, [c for c in _items(answers, "counters") if c["count"]], title="Refused in the kernel"),
+        table(columns.PROGRAMS, _items(answers, "programs"), note="no programs loaded"),
+        table(columns.MAPS, _items(answers, "maps")),
+        table(columns.COUNTERS, [c for c in _items(answers, "counters") if c["count"]], title="Refused in the kernel"),
     ]
 
 
@@ -233,7 +233,7 @@ COMMANDS = (
         "  gossamer workloads -o json | jq '.[] | select(.protocol == \"HBONE\") | .name'",
         filters=("namespace", "pod"),
         narrow=_narrow_pods("workloads"),
-        as_tables=_one_table("workloads", tables.WORKLOADS, "no workloads"),
+        as_tables=_one_table("workloads", columns.WORKLOADS, "no workloads"),
         as_json=_flat("workloads"),
     ),
     Command(
@@ -244,7 +244,7 @@ COMMANDS = (
         examples="  gossamer services\n  gossamer services -n default -o json",
         filters=("namespace",),
         narrow=_narrow_pods("services"),
-        as_tables=_one_table("services", tables.SERVICES, "no services"),
+        as_tables=_one_table("services", columns.SERVICES, "no services"),
         as_json=_flat("services"),
     ),
     Command(
@@ -255,7 +255,7 @@ COMMANDS = (
         examples="  gossamer certificates\n  gossamer certificates -o json | jq '.[] | {identity, not_after}'",
         filters=("namespace", "pod"),
         narrow=_narrow_certificates,
-        as_tables=_one_table("certificates", tables.CERTIFICATES, "no certificates"),
+        as_tables=_one_table("certificates", columns.CERTIFICATES, "no certificates"),
         as_json=_flat("certificates"),
     ),
     Command(

@@ -120,7 +120,7 @@ async def test_workloads(at: Served) -> None:
     ran = await gossamer("workloads", "--socket", at.socket, "--namespace", "default")
     assert ran.code == 0, ran.err
     assert len(ran.lines) == 3
-    identity = "spiffe://cluster.local/ns/default/sa/bookinfo-productpage"
+    identity = "cluster.local/ns/default/sa/bookinfo-productpage"
     assert ran.lines[1].split() == [
         "node1", "default", "productpage-v1-0", "10.10.0.2,fd00::2", "node1", "HBONE", "HEALTHY", identity, "-",
     ]  # fmt: skip
@@ -142,7 +142,7 @@ async def test_services(at: Served) -> None:
 async def test_certificates(at: Served) -> None:
     ran = await gossamer("certificates", "--socket", at.socket)
     row = ran.lines[1].split()
-    assert row[:3] == ["node1", "spiffe://cluster.local/ns/default/sa/bookinfo-productpage", "valid"]
+    assert row[:3] == ["node1", "cluster.local/ns/default/sa/bookinfo-productpage", "valid"]
     assert row[3].startswith("11h")
     assert "KEY" not in ran.out.upper()
     assert (await gossamer("certificates", "--socket", at.socket, "-n", "legacy")).out == "no certificates\n"

@@ -6,7 +6,8 @@ import io
 
 import pytest
 
-from ztunnel.cli.tables import WORKLOADS, Column, Table, human_bytes, human_duration, show, table, text
+from ztunnel.cli.columns import WORKLOADS
+from ztunnel.cli.tables import Column, Table, human_bytes, human_duration, show, table, text
 
 
 @pytest.mark.parametrize(
@@ -73,16 +74,3 @@ def test_an_error_column_is_there_when_there_is_an_error() -> None:
     columns = (Column("A", text("a")), Column("ERROR", text("error"), optional=True))
     assert [c.title for c in table(columns, [{"a": 1}]).columns] == ["A"]
     assert table(columns, [{"a": 1}, {"a": 2, "error": "oh"}]).rows == [["1", "-"], ["2", "oh"]]
-
-
-def test_a_terminal_gets_colours_and_cells_that_wrap() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    out = Terminal()
-    columns = (Column("STATE", text("state")), Column("ADDRESS", text("addresses"), stacked=True))
-    show([table(columns, [{"state": "valid", "addresses": ["10.0.0.1", "fd00::1"]}], title="Title")], out)
-    lines = out.getvalue().splitlines()
-    assert [line for line in lines if "10.0.0.1" in line] != [line for line in lines if "fd00::1" in line]
-    assert "Title" in lines[0]
