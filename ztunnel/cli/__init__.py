@@ -7,8 +7,8 @@ columns    what of an answer stands in a table
 tables     answers as rows of text
 terminal   the same on a terminal: coloured, and fitted to its width
 
-The server side of the same JSON is `ztunnel.admin`. Imports nothing heavy: the first line is on the screen in a tenth of
-a second.
+The server side of the same JSON is `ztunnel.admin`. Imports nothing heavy: the first line is on the screen in a tenth
+of a second.
 """
 
 from ztunnel.cli.commands import register
