@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_CLONE_NEWNET = 0x40000000
-_SO_NETNS_COOKIE = 71
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
 def entered(netns_fd: int) -> Iterator[None]:
-    """This thread is in the namespace meanwhile; a socket made in it stays in it. OSError if `netns_fd` is none."""
-    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """This thread is in the namespace for the length of a block that neither waits nor awaits; a socket that is made in
+    it stays in it. OSError if `netns_fd` is none.
+
+    Needs CAP_SYS_ADMIN. Should the thread be unable to return to its own namespace, the process aborts: everything
+    after that would happen in some pod's.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _setns(netns_fd)
+        _enter(netns_fd)
         try:
             yield
         finally:
-            _setns(back)
+            _return_to(home)
     finally:
-        os.close(back)
+        os.close(home)
 
 
 def cookie(netns_fd: int | None = None) -> int:
@@ -34,10 +41,24 @@ def cookie(netns_fd: int | None = None) -> int:
         with entered(netns_fd):
             return cookie()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        return int(struct.unpack("=Q", s.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+        return cookie_of(s)
 
 
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET):
+def cookie_of(sock: socket.socket) -> int:
+    """The cookie of the namespace that a socket lives in."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"network namespace (file descriptor {fd}) could not be entered: {os.strerror(code)}")
+
+
+def _return_to(home: int) -> None:
+    while _libc.setns(home, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        if code == errno.EINTR:
+            continue
+        print(f"cannot leave a network namespace ({os.strerror(code)}): abort", file=sys.stderr, flush=True)
+        os.abort()

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bpf.netns import entered
 from mesh.control import PodStatus, Redirection
 from mesh.identity import SpiffeId
 from mesh.model import Workload
 from mesh.snapshot import Snapshot
 from ztunnel import older
-from ztunnel.engine.netns import inside
 from ztunnel.older import OlderConnection
 from ztunnel.orders import Credentials, Engine, Listeners
 from ztunnel.pods import PodRecord
@@ -44,7 +44,7 @@ def reuse_ports(netns: int, value: str) -> str:
     """Set net.ipv4.tcp_tw_reuse in a pod's netns; what it was, or empty where it cannot be set: ports then run out
     earlier, nothing else."""
     try:
-        with inside(netns):
+        with entered(netns):
             before = _REUSE_PATH.read_text().strip()
             if before != value:
                 _REUSE_PATH.write_text(value)

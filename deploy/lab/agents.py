@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import http.client
 import json
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -19,12 +17,15 @@ from typing import Any
 from deploy.lab import cgroup, launch
 from deploy.lab.fabric import Machine
 from deploy.lab.fault import LabError
+from deploy.lab.file import replace
 from deploy.lab.layout import NETNS, Layout
+from ztunnel.cli.client import Agent, AgentUnreachable
 
 CONTROLLER_PORT = 15012
 REPOSITORY = Path(__file__).resolve().parents[2]
 _DRAIN = 20.0  # seconds an agent gets to end its connections
 
+_ANSWER = 3.0  # seconds that a process has to answer a question
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,9 +77,7 @@ def write_tokens(layout: Layout, nodes: Iterable[str]) -> None:
     path = layout.control / "tokens.json"
     text = json.dumps(digests)
     if not path.exists() or path.read_text() != text:
-        fresh = path.with_name("tokens.json.new")
-        fresh.write_text(text)
-        fresh.rename(path)
+        replace(path, text)
 
 
 def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = ()) -> None:
@@ -147,29 +146,12 @@ def stop_agent(layout: Layout, node: str, *, kill: bool) -> bool:
     return bool(running)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def ask_socket(path: Path, target: str, timeout: float = 3.0) -> Any:
-    """GET a JSON document from a process of the mesh over its unix socket; None if it does not answer."""
-    connection = _UnixConnection(path, timeout)
+def ask_socket(path: Path, target: str) -> Any:
+    """GET a JSON object from a process of the mesh over its unix socket; None if it does not answer."""
     try:
-        connection.request("GET", target)
-        answer = connection.getresponse()
-        body = answer.read()
-        return json.loads(body) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+        return Agent(node="", socket=path).get(target, timeout=_ANSWER)
+    except AgentUnreachable:
         return None
-    finally:
-        connection.close()
 
 
 def admin_socket(layout: Layout, node: str) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from deploy.lab import agents, cgroup, clusterd, dns, fabric, launch, slot
 from deploy.lab.fabric import Machine
 from deploy.lab.fault import LabError
+from deploy.lab.file import replace
 from deploy.lab.layout import NETNS, Layout
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.plan import Plan
@@ -94,7 +95,7 @@ class Builder:
         layout = self.layout
         if not cgroup.populated(layout.service_cgroup("dns")):
             hosts = layout.control / "hosts"
-            write(hosts, clusterd.names(layout, self.store.load()))
+            replace(hosts, clusterd.names(layout, self.store.load()))
             argv = dns.dnsmasq_argv(hosts, layout.control / "dnsmasq.pid", layout.cluster_dns)
             log, netns = layout.logs / "dns.log", NETNS / layout.dns_netns
             launch.daemon(argv, cgroup=layout.service_cgroup("dns"), log=log, netns=netns)
@@ -133,8 +134,8 @@ class Builder:
                 fabric.make_pod(self.layout, meta["namespace"], meta["name"], node, (first, second))
             netns = str(pod_netns(self.layout, pod))
             record = {"instance": meta["uid"], "namespace": meta["namespace"], "name": meta["name"], "netns": netns}
-            write(self.layout.pod_records(node.name) / f"{meta['uid']}.json", json.dumps(record))
-            write(self._manifest(pod), json.dumps({"pod": pod, "netns": netns}))
+            replace(self.layout.pod_records(node.name) / f"{meta['uid']}.json", json.dumps(record))
+            replace(self._manifest(pod), json.dumps({"pod": pod, "netns": netns}))
 
     def _manifest(self, pod: Object) -> Path:
         return self.layout.pod_manifests(pod["spec"]["nodeName"]) / f"{pod['metadata']['uid']}.json"
@@ -216,10 +217,3 @@ def tail(path: Path, lines: int = 15) -> str:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return "(no log)"
-
-
-def write(path: Path, text: str) -> None:
-    """Complete and valid at any time: written beside, then renamed."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    fresh.rename(path)

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.lab import agents, cgroup, container, fabric, launch, manifest, plan, slot
-from deploy.lab.build import Builder, Say, machine, pod_cgroup, pod_netns, write
+from deploy.lab.build import Builder, Say, machine, pod_cgroup, pod_netns
 from deploy.lab.endpoints import is_ready
 from deploy.lab.fabric import Machine
 from deploy.lab.fault import LabError
+from deploy.lab.file import replace
 from deploy.lab.layout import NETNS, RUNTIME, Layout, check_lab_name
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.readiness import waiting_for, why_unready
@@ -133,7 +134,7 @@ class Lab:
         for directory in (self.layout.cluster, self.layout.logs, self.layout.control):
             directory.mkdir(parents=True, exist_ok=True)
         self.layout.run.chmod(0o700)  # credentials, keys and admin sockets are below it
-        write(self.layout.run / "lab.json", json.dumps({"slot": self.layout.slot, "agent": agent}))
+        replace(self.layout.run / "lab.json", json.dumps({"slot": self.layout.slot, "agent": agent}))
         self._builder.realise(todo)
         if agent:
             self._builder.start_mesh(self.nodes())

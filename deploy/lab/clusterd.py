@@ -17,6 +17,7 @@ from pathlib import Path
 import watchfiles
 
 from deploy.lab import cgroup, dns, endpoints, launch, proxy
+from deploy.lab.file import replace
 from deploy.lab.layout import NETNS, Layout
 from deploy.lab.manifest import Key, Object
 from deploy.lab.store import Store
@@ -89,18 +90,13 @@ class Clusterd:
         """Say what is in force, for those who wait for it."""
         if not all(self.tables.get(node) == text for node in nodes):
             return
-        fresh = self.layout.control / "applied.new"
-        fresh.write_text(digest(text, self.names, nodes))
-        fresh.rename(self.layout.control / "applied")
+        replace(self.layout.control / "applied", digest(text, self.names, nodes))
 
     def _write_names(self, objects: dict[Key, Object]) -> None:
         text = names(self.layout, objects)
         if text == self.names:
             return
-        path = self.layout.control / "hosts"
-        fresh = path.with_name("hosts.new")
-        fresh.write_text(text)
-        fresh.rename(path)
+        replace(self.layout.control / "hosts", text)
         self.names = text
         for pid in cgroup.processes(self.layout.service_cgroup("dns")):
             with contextlib.suppress(ProcessLookupError):

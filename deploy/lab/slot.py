@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.lab.fault import LabError
+from deploy.lab.file import replace
 from deploy.lab.layout import RUNTIME, SLOTS
 
 
@@ -47,9 +48,7 @@ def _taken() -> dict[str, int]:
 
 
 def _write(slots: dict[str, int]) -> None:
-    fresh = RUNTIME / ".slots.json.new"
-    fresh.write_text(json.dumps(slots))
-    fresh.rename(RUNTIME / ".slots.json")
+    replace(RUNTIME / ".slots.json", json.dumps(slots))
 
 
 def find(name: str) -> int | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.lab.file import replace
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.slot import locked
 
@@ -82,8 +83,5 @@ class Store:
             self.path(key).unlink(missing_ok=True)
 
     def _write(self, key: Key, item: Object) -> None:
-        path = self.path(key)
-        fresh = path.with_name(f".{path.name}.new")
         text = json.dumps(item, indent=2, ensure_ascii=False)
-        fresh.write_text(_NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
-        fresh.rename(path)
+        replace(self.path(key), _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from bpf.netns import cookie_of
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER, Authority
 from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, echo
 from ztunnel.engine.netns import open_socket
-from ztunnel.engine.tcp import netns_cookie
 from ztunnel.orders import Ended, RelayPlain, RelayTunnel, TunnelKey
 
 pytestmark = pytest.mark.kernel
@@ -82,7 +82,7 @@ async def dial(namespace: Namespace, ip: str, port: int) -> tuple[asyncio.Stream
 def test_a_socket_lives_in_the_namespace_and_the_thread_does_not(namespace: Namespace) -> None:
     before = Path("/proc/thread-self/ns/net").readlink()
     with in_namespace(namespace, socket.AF_INET) as inside, socket.socket() as outside:
-        assert netns_cookie(inside) != netns_cookie(outside)
+        assert cookie_of(inside) != cookie_of(outside)
         inside.bind((ADDRESSES[socket.AF_INET], 0))
         with pytest.raises(OSError, match="Cannot assign"):
             outside.bind((ADDRESSES[socket.AF_INET], 0))
@@ -94,7 +94,7 @@ def test_the_thread_comes_home_when_the_socket_cannot_be_made(namespace: Namespa
     with pytest.raises(OSError, match="not supported"):
         in_namespace(namespace, 12345)
     assert Path("/proc/thread-self/ns/net").readlink() == before
-    with Path("/dev/null").open() as nothing, pytest.raises(OSError, match="cannot enter the pod's network namespace"):
+    with Path("/dev/null").open() as nothing, pytest.raises(OSError, match="could not be entered"):
         open_socket(nothing.fileno(), socket.AF_INET)
     assert Path("/proc/thread-self/ns/net").readlink() == before
 
@@ -102,7 +102,8 @@ def test_the_thread_comes_home_when_the_socket_cannot_be_made(namespace: Namespa
 def test_a_process_that_cannot_come_home_aborts(namespace: Namespace) -> None:
     program = (
         "import sys, socket, os\n"
-        "from ztunnel.engine import netns\n"
+        "from bpf import netns\n"
+        "from ztunnel.engine.netns import open_socket\n"
         "enter, netns._libc = netns._libc, None\n"
         "class Once:\n"
         "    left = 1\n"
@@ -110,7 +111,7 @@ def test_a_process_that_cannot_come_home_aborts(namespace: Namespace) -> None:
         "        self.left -= 1\n"
         "        return enter.setns(fd, kind) if self.left >= 0 else -1\n"
         "netns._libc = Once()\n"
-        "netns.open_socket(os.open(sys.argv[1], os.O_RDONLY), socket.AF_INET)\n"
+        "open_socket(os.open(sys.argv[1], os.O_RDONLY), socket.AF_INET)\n"
         "print('still here')\n"
     )
     done = subprocess.run(

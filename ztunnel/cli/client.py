@@ -30,18 +30,18 @@ class Agent:
     node: str
     socket: Path
 
-    def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at a path of the admin socket. AgentUnreachable if there is no good answer."""
-        connection = http.client.HTTPConnection("localhost", timeout=TIMEOUT_SECONDS)
+    def get(self, path: str, *, timeout: float = TIMEOUT_SECONDS) -> dict[str, Any]:
+        """The JSON object at a path of the admin socket. AgentUnreachable if there is no good answer in `timeout` s."""
+        connection = http.client.HTTPConnection("localhost", timeout=timeout)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.sock.settimeout(TIMEOUT_SECONDS)
+            connection.sock.settimeout(timeout)
             connection.sock.connect(str(self.socket))
             connection.request("GET", path)
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise AgentUnreachable(self._unreachable(error)) from error
+            raise AgentUnreachable(self._unreachable(error, timeout)) from error
         finally:
             connection.close()
         if response.status != 200:
@@ -55,11 +55,11 @@ class Agent:
             raise AgentUnreachable(f"{self.socket}: GET {path}: the answer is no JSON object")
         return answer
 
-    def _unreachable(self, error: Exception) -> str:
+    def _unreachable(self, error: Exception, timeout: float) -> str:
         if isinstance(error, PermissionError):
             cure = "the socket belongs to root; run this with sudo"
         elif isinstance(error, TimeoutError):
-            cure = f"it took longer than {TIMEOUT_SECONDS:g} s; is the agent stopped or overloaded?"
+            cure = f"it took longer than {timeout:g} s; is the agent stopped or overloaded?"
         else:
             of = f" of node {self.node}" if self.node else ""
             cure = f"is the agent{of} running? (`gossamer lab status` says; --socket names another socket)"

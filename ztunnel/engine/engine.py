@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
+from bpf.netns import cookie_of
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from ztunnel.engine.connection import Connection
@@ -20,7 +21,7 @@ from ztunnel.engine.poller import Poller
 from ztunnel.engine.pool import Pool
 from ztunnel.engine.runtime import Runtime
 from ztunnel.engine.stream import Stream
-from ztunnel.engine.tcp import TcpEndpoint, address_of, netns_cookie, reset, tune
+from ztunnel.engine.tcp import TcpEndpoint, address_of, reset, tune
 from ztunnel.engine.tls import contexts
 from ztunnel.engine.tunnel import Tunnel
 from ztunnel.engine.tunnel_server import TunnelServer
@@ -179,7 +180,7 @@ class PythonEngine:
         if names is None or self._over_limit(pod, sock):
             return
         local, peer = names
-        destination = self._steering.original_destination(netns_cookie(sock), local, peer)
+        destination = self._steering.original_destination(cookie_of(sock), local, peer)
         if destination is None:
             self._runtime.count_refused(Reason.NO_DESTINATION, f"{pod.name}: {peer} to {local}")
             reset(sock)

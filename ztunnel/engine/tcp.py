@@ -21,7 +21,6 @@ from ztunnel.engine.endpoint import Lost
 from ztunnel.engine.poller import Poller
 
 _SO_COOKIE = 57  # asm-generic/socket.h
-_SO_NETNS_COOKIE = 71
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 _CLOSE_RESETS, _CLOSE_ENDS = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # struct linger, socket(7)
 _DISCARDS, _DISCARDED = 64, 64 << 10  # reads and bytes each, of a peer that goes on sending
@@ -39,11 +38,6 @@ def address_of(name: tuple[Any, ...]) -> SocketAddress:
 
 def socket_cookie(sock: socket.socket) -> int:
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
-
-
-def netns_cookie(sock: socket.socket) -> int:
-    """The kernel's name of the network namespace the socket lives in; it cannot be forged."""
-    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
 def reset_on_close(sock: socket.socket) -> None:
