@@ -128,8 +128,8 @@ class Server:
             with contextlib.suppress(TimeoutError, OSError):
                 async with asyncio.timeout(_FAREWELL_S):
                     await socket.close(code=WSCloseCode.GOING_AWAY)
-        if request.transport is not None and why != stream.CLOSED:
-            request.transport.abort()
+        if why != stream.CLOSED:
+            _abort(request.transport)
 
     async def certificates(self, request: web.Request) -> web.Response:
         node = self._authenticate(request)
@@ -186,9 +186,7 @@ class Server:
     def _drop_silent(self, connection: asyncio.BaseProtocol) -> None:
         if connection in self._silent:
             self._silent.discard(connection)
-            transport = getattr(connection, "transport", None)
-            if transport is not None:
-                transport.abort()
+            _abort(getattr(connection, "transport", None))
 
     def _authenticate(self, request: web.Request) -> str:
         """The node's name, or 401."""
@@ -211,6 +209,14 @@ class Server:
 
     def _count(self) -> None:
         self._state.metrics.nodes.set(len(self._streams))
+
+
+def _abort(transport: asyncio.BaseTransport | None) -> None:
+    """Python 3.11: a TLS transport that was closed twice has let go of its protocol and raises AttributeError; its
+    shutdown, under way, has a timeout of its own."""
+    if isinstance(transport, asyncio.WriteTransport):
+        with contextlib.suppress(AttributeError):
+            transport.abort()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ztunnel.engine.limits import Limits
 from ztunnel.engine.poller import Poller
 
 _log = logging.getLogger(__name__)
-_LOG_INTERVAL = 1.0  # seconds between log lines about one kind of refusal: a flood of them must not flood the disk
+_LINES, _INTERVAL = 10, 1.0  # log lines per kind of refusal and seconds: a flood of them must not flood the disk
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,11 +23,14 @@ class Runtime:
     poller: Poller
     limits: Limits
     refused: Counter[Reason] = field(default_factory=Counter)
-    _logged: dict[Reason, float] = field(default_factory=dict)
+    _logged: dict[Reason, tuple[float, int]] = field(default_factory=dict)  # since when, how many lines
 
     def count_refused(self, reason: Reason, detail: str) -> None:
         self.refused[reason] += 1
         now = self.loop.time()
-        if now - self._logged.get(reason, float("-inf")) >= _LOG_INTERVAL:
-            self._logged[reason] = now
+        since, lines = self._logged.get(reason, (now, 0))
+        if now - since >= _INTERVAL:
+            since, lines = now, 0
+        self._logged[reason] = since, lines + 1
+        if lines < _LINES:
             _log.info("refused (%s, %d so far): %s", reason.name, self.refused[reason], detail)
