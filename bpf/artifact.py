@@ -41,6 +41,8 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
+    """What a compiler made of bpf/src: everything that loading needs."""
+
     maps: tuple[MapDefinition, ...]
     programs: tuple[Program, ...]
     layout: str  # 16 hex digits: equal layouts can share maps

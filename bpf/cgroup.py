@@ -10,6 +10,8 @@ from bpf.error import PreflightError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cgroup:
+    """A directory of the v2 hierarchy. `id` is what bpf_get_current_cgroup_id() says of processes in it."""
+
     path: Path
     id: int
     level: int  # 0: the root

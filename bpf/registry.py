@@ -28,6 +28,8 @@ class PodSlot:
 
 
 class Registry:
+    """The enrolled pods, by instance."""
+
     __slots__ = ("_map",)
 
     def __init__(self, map: Map) -> None:

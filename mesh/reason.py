@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 
 class Reason(IntEnum):
+    """Closed: the numbers stand in kernel counters, logs, metrics and answers, and never change their meaning."""
+
     OK = 0
 
     # Seen by the kernel side

@@ -18,6 +18,8 @@ LEVELS = ("debug", "info", "warn", "error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
+    """The settings, checked; `drain_seconds` is how long open connections may go on after SIGTERM."""
+
     node: str
     node_ip: str
     pods: Path

@@ -46,6 +46,8 @@ class Effective:
 
 
 def resolve(authentications: Iterable[PeerAuthentication], root_namespace: str) -> Effective:
+    """What is in force once mesh, namespace and workload are merged (istio-facts §3.3), the oldest of equals winning,
+    and a condition for each object."""
     everything = sorted(authentications, key=_age)
     conditions: dict[ObjectKey, tuple[Condition, ...]] = {}
     modes: dict[str, str] = {}

@@ -45,6 +45,8 @@ def digest(text: str, hosts: str, nodes: Iterable[str]) -> str:
 
 
 class Clusterd:
+    """Follows the store; `run` writes names and tables again whenever they change, until it is told to stop."""
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.store = Store(layout.cluster)

@@ -25,6 +25,8 @@ _RESCAN = 5.0  # seconds between looks at the directory in case a notice was los
 
 
 class Kubelet:
+    """One node's: a task for each pod whose manifest is in the node's directory."""
+
     def __init__(self, layout: Layout, node: str) -> None:
         self.layout, self.node = layout, node
         self.store = Store(layout.cluster)

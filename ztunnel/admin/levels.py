@@ -11,6 +11,8 @@ from ztunnel.access_log import AccessLog, Level
 
 @dataclass(frozen=True, slots=True)
 class Levels:
+    """The levels of the agent's log and of the access log, to be read and changed while it runs."""
+
     agent: logging.Logger
     access: AccessLog
 

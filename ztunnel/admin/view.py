@@ -44,6 +44,8 @@ class OlderConnection(Protocol):
 
 
 class Controller(Protocol):
+    """The stream from the controller. `error` is of the last attempt that failed."""
+
     @property
     def address(self) -> str: ...
     @property
@@ -59,6 +61,8 @@ class Controller(Protocol):
 
 
 class AgentView(Protocol):
+    """The agent, as its admin endpoints, metrics and readiness see it. Reading it changes nothing."""
+
     @property
     def node(self) -> str: ...
     @property

@@ -31,6 +31,7 @@ _STYLES = {
 
 
 def show(tables: Iterable[Table], out: TextIO) -> None:
+    """Print, with a line below a table that names the columns for which there was no room."""
     console = Console(file=out, highlight=False)
     for number, whole in enumerate(tables):
         if number:

@@ -14,6 +14,8 @@ from ztunnel.engine.tls import Contexts
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pod:
+    """What the engine holds of an enrolled pod."""
+
     name: str
     netns: int  # our duplicate; closed by `close`
     trust_domain: str

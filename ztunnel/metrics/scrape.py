@@ -24,6 +24,8 @@ _REUSE = 3.0
 
 @dataclass(slots=True, kw_only=True)
 class Scrape:
+    """The text of a scrape, kept for a moment so that several scrapers cost no more than one."""
+
     view: AgentView
     traffic: Traffic
     version: str

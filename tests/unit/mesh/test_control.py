@@ -1,3 +1,5 @@
+"""Messages between controller and agent, written and read again."""
+
 import dataclasses
 from collections.abc import Callable
 

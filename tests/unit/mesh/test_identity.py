@@ -1,3 +1,5 @@
+"""SPIFFE ids: what parses, what does not."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

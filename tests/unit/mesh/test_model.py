@@ -1,3 +1,5 @@
+"""The domain's nouns: what they derive and what they refuse."""
+
 import ipaddress
 
 import pytest

@@ -1,3 +1,5 @@
+"""The closed list of reasons."""
+
 import pytest
 
 from mesh.reason import Reason
