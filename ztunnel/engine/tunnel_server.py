@@ -73,7 +73,7 @@ class TunnelServer:
 
     def _excess(self, peer: str) -> str | None:
         limits = self._runtime.limits
-        if self._open.total() >= limits.tunnels_per_pod:
+        if len(self.tunnels) >= limits.tunnels_per_pod:  # not the last words of strangers: they would keep members out
             return f"the pod has {limits.tunnels_per_pod} already"
         if self._open[peer] >= limits.tunnels_per_peer:
             return f"the peer has {limits.tunnels_per_peer} already"
