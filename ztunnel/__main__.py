@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,6 +19,7 @@ from ztunnel.engine import PythonEngine, ensure_openssl_conf
 
 log = logging.getLogger("ztunnel")
 
+_SAME_SIGNAL_SECONDS = 0.5  # timeout(1), and who ends a whole process group, send it twice
 _FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"
 
 
@@ -62,16 +64,18 @@ async def _serve(config: Config, kernel: bpf.Kernel) -> None:
 
 
 def _once_then_exit(stop: Callable[[], None], number: int) -> Callable[[], None]:
-    """The first signal begins to drain, a second one does not wait for it."""
-    asked = False
+    """The first signal begins to drain, a later one does not wait for it."""
+    asked: float | None = None
 
     def handle() -> None:
         nonlocal asked
-        if asked:
+        now = time.monotonic()
+        if asked is None:
+            asked = now
+            stop()
+        elif now - asked > _SAME_SIGNAL_SECONDS:
             log.warning("%s again: not waiting for open connections", signal.Signals(number).name)
             os._exit(1)
-        asked = True
-        stop()
 
     return handle
 
