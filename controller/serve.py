@@ -12,7 +12,7 @@ import logging
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from controller import stream
 from controller.ca import LEAF_LIFETIME, MAX_CSR_BYTES, Authority, CsrError
+from controller.door import Door, abort, listeners
 from controller.state import State
 from controller.tokens import Tokens
 from mesh.control import CertificateReply, CertificateRequest, encode
@@ -29,14 +30,12 @@ from mesh.identity import SpiffeId
 
 _log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 STREAM_PATH, CERTIFICATES_PATH = "/v1/stream", "/v1/certificates"
 NODE_HEADER = "X-Gossamer-Node"
 MAX_NODE_MESSAGE = 16 << 20  # a hello names every resource: about 100 bytes each
 _CERTIFICATE_RATE, _CERTIFICATE_BURST = 20.0, 500.0  # per node and second
 _HEARTBEAT_S = 20.0  # a node that has not answered a ping after half of that is gone
-_SILENCE_S = 15.0  # from a connection's start to its first whole request header
 _BODY_TIMEOUT_S = 10.0
 _FAREWELL_S = 1.0
 _LEAVING = "replaced or stopping"
@@ -79,10 +78,10 @@ class Server:
         self._now = now
         self._streams: dict[str, asyncio.Task[object]] = {}
         self._gates: dict[str, Gate] = {}
-        self._silent: set[asyncio.BaseProtocol] = set()
+        self._doors: list[Door] = []
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=2 * MAX_CSR_BYTES, middlewares=[self._heard])
+        app = web.Application(client_max_size=2 * MAX_CSR_BYTES)
         app.router.add_get(STREAM_PATH, self.stream)
         app.router.add_post(CERTIFICATES_PATH, self.certificates)
         return app
@@ -129,7 +128,7 @@ class Server:
                 async with asyncio.timeout(_FAREWELL_S):
                     await socket.close(code=WSCloseCode.GOING_AWAY)
         if why != stream.CLOSED:
-            _abort(request.transport)
+            abort(request.transport)
 
     async def certificates(self, request: web.Request) -> web.Response:
         node = self._authenticate(request)
@@ -159,40 +158,24 @@ class Server:
             self.application(), access_log=None, handle_signals=False, keepalive_timeout=30.0, shutdown_timeout=2.0
         )
         await runner.setup()
-        loop = asyncio.get_running_loop()
-
-        def accept() -> asyncio.Protocol:
-            assert runner.server is not None
-            connection = runner.server()
-            self._silent.add(connection)
-            loop.call_later(_SILENCE_S, self._drop_silent, connection)
-            return connection
-
+        server = runner.server
+        assert server is not None  # set up above
         try:
-            server = await loop.create_server(
-                accept, host, port, ssl=context, ssl_handshake_timeout=_SILENCE_S, backlog=1024
-            )
+            door = Door(context=context, make=server, listening=listeners(host, port))
         except BaseException:
             await runner.cleanup()
             raise
-        return Listener(runner, server, self)
-
-    @web.middleware
-    async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """aiohttp waits for the first request for ever; we do not."""
-        self._silent.discard(request.protocol)
-        return await handler(request)
-
-    def _drop_silent(self, connection: asyncio.BaseProtocol) -> None:
-        if connection in self._silent:
-            self._silent.discard(connection)
-            _abort(getattr(connection, "transport", None))
+        self._doors.append(door)
+        door.open()
+        return Listener(runner, door, self)
 
     def _authenticate(self, request: web.Request) -> str:
         """The node's name, or 401."""
         node = request.headers.get(NODE_HEADER, "")
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._tokens.allows(node, token.strip()):
+            for door in self._doors:
+                door.admit(request.protocol)
             return node
         _log.warning("a wrong token", extra={"node": node[:100], "peer": request.remote})
         text = f"the token is not the bootstrap token of node {node[:100]!r}"
@@ -211,29 +194,21 @@ class Server:
         self._state.metrics.nodes.set(len(self._streams))
 
 
-def _abort(transport: asyncio.BaseTransport | None) -> None:
-    """Python 3.11: a TLS transport that was closed twice has let go of its protocol and raises AttributeError; its
-    shutdown, under way, has a timeout of its own."""
-    if isinstance(transport, asyncio.WriteTransport):
-        with contextlib.suppress(AttributeError):
-            transport.abort()
-
-
 @dataclass(frozen=True, slots=True)
 class Listener:
     """A started server."""
 
     _runner: web.AppRunner
-    _listening: asyncio.Server
+    _door: Door
     _server: Server
 
     @property
     def port(self) -> int:
-        return int(self._listening.sockets[0].getsockname()[1])
+        return self._door.port
 
     async def close(self) -> None:
         """No new connections, then no streams, then nothing."""
-        self._listening.close()
+        await self._door.close()
         await self._server.stop()
         await self._runner.cleanup()
 

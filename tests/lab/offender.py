@@ -187,6 +187,13 @@ class Hbone:
 # What bears it
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
     """The agent of a node, seen from outside."""
@@ -201,10 +208,7 @@ class Agent:
 
     @property
     def memory(self) -> int:
-        """Resident bytes."""
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
-        assert found
-        return int(found[1]) << 10
+        return resident(self.pid)
 
     @property
     def seconds(self) -> float:

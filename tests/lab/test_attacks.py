@@ -6,15 +6,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+from deploy.lab import cgroup
 from deploy.lab.agents import CONTROLLER_PORT
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
 from mesh.identity import SpiffeId
-from tests.lab.offender import Agent, Hbone, credentials, in_pod, trusting, undisturbed
+from tests.lab.offender import (
+    Agent,
+    Hbone,
+    anonymous,
+    credentials,
+    in_pod,
+    on_node,
+    resident,
+    trusting,
+    undisturbed,
+)
 from tests.lab.test_mesh import CLUSTER, STRICT, STRICT_KEY, applied, enrolled, ip, pod, reaches, talk, until
 
 # One connection per line of argument: `address port source mark`; what came of it, and the first bytes heard.
@@ -353,6 +364,22 @@ def test_a_nodes_credential_is_good_for_its_own_pods_only(lab: Lab) -> None:
     log = lab.logs("controller").read_text()
     assert "the pod is not on this node" in log
     assert reaches(lab, "client") and enrolled(lab, "server", "mesh")
+
+
+def test_silence_at_the_controllers_door_keeps_no_node_out(lab: Lab) -> None:
+    """A TLS connection that has not begun costs it 300 KiB: there are never many of them."""
+    host, place = lab.layout.control_addresses[0], in_pod(lab, "rogue", "plain")
+    before = resident(cgroup.processes(lab.layout.service_cgroup("controller"))[0])
+    with ExitStack() as stack:
+        for _ in range(1000):
+            try:
+                stack.enter_context(place.dial(host, CONTROLLER_PORT))
+            except ConnectionResetError:
+                continue  # it has had to go already
+        with on_node(lab, "n1").tls(host, anonymous(), CONTROLLER_PORT) as sock:
+            assert sock.version() == "TLSv1.3"
+        grown = resident(cgroup.processes(lab.layout.service_cgroup("controller"))[0]) - before
+        assert grown < 64 << 20, f"the controller has grown by {grown >> 20} MiB"
 
 
 def test_nobody_stumbled(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from controller import ca, serve
+from controller import ca, door, serve
 from controller.metrics import Metrics
 from controller.serve import CERTIFICATES_PATH, NODE_HEADER, STREAM_PATH, Gate, Server
 from controller.sources.files import Files
@@ -362,7 +362,7 @@ async def test_garbage_instead_of_tls(controller: Controller) -> None:
 async def test_a_connection_that_says_nothing_is_dropped(
     controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "_SILENCE_S", 0.2)
+    monkeypatch.setattr(door, "PATIENCE_S", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port, ssl=controller.tls)
     writer.write(b"GET /v1/stream HTTP/1.1\r\nHost: ")
     async with asyncio.timeout(10):
