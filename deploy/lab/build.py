@@ -53,11 +53,11 @@ class Builder:
     # --- machines ------------------------------------------------------------------------------------
     def _make_fabric(self) -> None:
         layout = self.layout
-        if not fabric.exists(layout.fabric_netns):
+        if not fabric.made(layout, layout.fabric_netns):
             self.say("network fabric")
             fabric.make_fabric(layout)
         for machine, extra in ((self._control, ()), (self._dns, layout.cluster_dns)):
-            if not fabric.exists(machine.netns):
+            if not fabric.made(layout, machine.netns):
                 fabric.make_machine(layout, machine, extra)
 
     @property
@@ -73,16 +73,15 @@ class Builder:
     def _make_nodes(self) -> None:
         layout = self.layout
         nodes = [machine(layout, item) for item in self._objects("Node")]
-        fresh = [node for node in nodes if not fabric.exists(node.netns)]
+        fresh = [node for node in nodes if not fabric.made(layout, node.netns)]
         for node in fresh:
             self.say(f"node {node.name}")
             for directory in (layout.pod_records(node.name), layout.pod_manifests(node.name)):
                 directory.mkdir(parents=True, exist_ok=True)
             fabric.make_machine(layout, node)
-        if fresh:
-            router = Machine(name="fabric", netns=layout.fabric_netns, address4="", address6="")
-            for each in (*nodes, self._control, self._dns, router):
-                fabric.set_routes(layout, each, nodes)
+        router = Machine(name="fabric", netns=layout.fabric_netns, address4="", address6="")
+        for each in (*nodes, self._control, self._dns, router):
+            fabric.set_routes(layout, each, nodes)
         for node in nodes:
             group = layout.node_cgroup(node.name)
             for child in ("agent", "kubelet", "host", "pods"):

@@ -69,6 +69,26 @@ def exists(name: str) -> bool:
     return (NETNS / name).exists()
 
 
+def made(layout: Layout, name: str) -> bool:
+    """Whether a machine's namespace is there with all that belongs in it: its maker may have been killed half-way."""
+    return exists(name) and _mark(layout, name).exists()
+
+
+def _mark(layout: Layout, name: str) -> Path:
+    return layout.run / "made" / name
+
+
+def _discard_half(layout: Layout, name: str) -> None:
+    """What is left of an attempt that was killed, and the mark of an earlier namespace of this name."""
+    _mark(layout, name).unlink(missing_ok=True)
+    remove(name)
+
+
+def _finish(layout: Layout, name: str) -> None:
+    _mark(layout, name).parent.mkdir(parents=True, exist_ok=True)
+    _mark(layout, name).touch()
+
+
 def make_fabric(layout: Layout) -> None:
     """The bridge, and behind it a router that answers 'unreachable' for whatever is not in the lab."""
 
@@ -81,7 +101,9 @@ def make_fabric(layout: Layout) -> None:
         ipr.route("add", dst="0.0.0.0/0", type="unreachable")
         ipr.route("add", dst="::/0", type="unreachable", family=socket.AF_INET6)
 
+    _discard_half(layout, layout.fabric_netns)
     _create(layout.fabric_netns, _NODE, wire)
+    _finish(layout, layout.fabric_netns)
 
 
 _NODAD = 0x02  # IFA_F_NODAD
@@ -89,11 +111,14 @@ _NODAD = 0x02  # IFA_F_NODAD
 
 def make_machine(layout: Layout, machine: Machine, extra_addresses: Iterable[str] = ()) -> None:
     """A namespace with eth0 on the fabric; extra addresses go to its loopback device."""
+    _discard_half(layout, machine.netns)
     _create(machine.netns, _NODE, lambda ipr: None)
     with _opened(machine.netns) as handle:
 
         def plug(ipr: IPRoute) -> None:
             peer = {"ifname": "eth0", "net_ns_fd": handle, "mtu": _MTU}
+            for left in ipr.link_lookup(ifname=machine.port):  # a namespace goes later than its name
+                ipr.link("del", index=left)
             ipr.link("add", ifname=machine.port, kind="veth", peer=peer, mtu=_MTU)
             index = _index(ipr, machine.port)
             ipr.link("set", index=index, master=_index(ipr, "br0"), state="up")
@@ -112,6 +137,7 @@ def make_machine(layout: Layout, machine: Machine, extra_addresses: Iterable[str
         ipr.route("add", dst="::/0", gateway=str(layout.fabric6[1]), oif=index, family=socket.AF_INET6)
 
     _within(machine.netns, wire)
+    _finish(layout, machine.netns)
 
 
 def set_routes(layout: Layout, machine: Machine, others: Iterable[Machine]) -> None:

@@ -518,6 +518,29 @@ def test_up_that_is_killed_half_way_is_cleaned_up_or_finished(make_lab: Callable
     assert not fabric.leftovers(lab.layout) and not lab.layout.cgroup.exists() and not lab.layout.run.exists()
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_machine_made_half_is_made_anew(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    lab = make_lab(SMALL, agent=False)
+    node, steps, within = lab.node("n1"), 0, fabric._within
+
+    def killed(name: str, work: Callable[[object], None]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            raise KeyboardInterrupt
+        within(name, work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fabric, "_within", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fabric.make_machine(lab.layout, node)
+    assert fabric.exists(node.netns) and not fabric.made(lab.layout, node.netns)
+    fabric.make_machine(lab.layout, node)
+    assert fabric.made(lab.layout, node.netns)
+
+
 def test_up_again_mends_what_died(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(SMALL, agent=False)
     uid = lab.pod("one")["metadata"]["uid"]
