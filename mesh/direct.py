@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum
 from typing import NamedTuple
 
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, TunnelProtocol, Workload
@@ -23,9 +23,11 @@ AHEAD = 8192  # entries that are made before anybody asked for them
 LIMIT = 32768  # entries at all; beyond it, a connection asks the agent each time
 
 
-class Mode(StrEnum):
-    OPEN = "open"
-    LISTED = "listed"
+class Mode(IntEnum):
+    """The numbers are those of the kernel side's `enum target_mode`."""
+
+    OPEN = 1
+    LISTED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class Plan:
 
     sources: Mapping[str, Workload] = field(default_factory=dict)
     targets: Mapping[str, Target] = field(default_factory=dict)
-    entries: Mapping[Key, VerdictEntry] = field(default_factory=dict)
+    entries: dict[Key, VerdictEntry] = field(default_factory=dict)  # grows as pods ask
     basis: Mapping[str, Basis] = field(default_factory=dict)
 
 

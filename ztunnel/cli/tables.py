@@ -255,6 +255,7 @@ _STYLES = {
     "yes": "green",
     "no": "red",
     "HBONE": "green",
+    "DIRECT": "green",
     "enabled": "green",
     "pending": "yellow",
     "valid": "green",
