@@ -1,9 +1,8 @@
 """Sources -> artifact: bcc in a short-lived process, because its LLVM costs 150 MB and a second.
 
 `python -m bpf.compile OUT` compiles and writes. `build` is what the agent calls: it finds the artifact of these sources
-and headers in a cache directory, or has it made; without OUT, that is all that is done (set-up does it, so that the first
-agent need not). BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any
-version: only UAPI structs are used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
+and headers in a cache directory, or has it made; without OUT, that is all that is done (set-up does it, so that the
+first agent need not). BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any version: only UAPI structs are used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ SOURCE = Path(__file__).parent / "src"
 CACHE = Path("/var/cache/gossamer/bpf")
 
 # bcc rewrites the main text only, so there are no includes of our own: one text, in the order of who uses whom.
-ORDER = ("kernel.h", "reason.h", "layouts.h", "maps.h", "address.c", "account.c", "connect.c", "names.c", "ends.c",
-         "accelerate.c", "sockops.c", "lookup.c")  # fmt: skip
+ORDER = ("kernel.h", "reason.h", "layouts.h", "maps.h", "address.c", "account.c", "direct.c", "connect.c", "names.c",
+         "ends.c", "accelerate.c", "flows.c", "sockops.c", "lookup.c")  # fmt: skip
 
 
 def text() -> str:
