@@ -2,7 +2,8 @@
 
 `python -m bpf.compile OUT` compiles and writes. `build` is what the agent calls: it finds the artifact of these sources
 and headers in a cache directory, or has it made; without OUT, that is all that is done (set-up does it, so that the
-first agent need not). BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any version: only UAPI structs are used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
+first agent need not). BCC_KERNEL_SOURCE names one merged tree of kernel headers (of any version: only UAPI structs are
+used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
 """
 
 from __future__ import annotations

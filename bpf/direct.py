@@ -65,7 +65,7 @@ class DirectFlow:
     """A direct flow that is open. `source` and `destination` are instances, "" where the pod is not enrolled
     any more.
 
-    `id` is the cookie of the source's socket. Bytes by TCP are known once they are acknowledged. `generation` is the one
+    `id` is the cookie of the source's socket. Bytes by TCP are known once they are acknowledged. `generation` is that
     by which it was allowed last.
     """
 

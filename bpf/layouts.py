@@ -31,7 +31,7 @@ PAIR = struct.Struct("=QQII")  # source, destination, port, pad
 VERDICT = struct.Struct("=II")  # generation, reason
 DIRECT = struct.Struct("=QQQQQIHH")  # holder, source, opened, sent, received, generation, state, accelerate
 HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH")  # as EVENT, then source, id, opened, sent, received, generation, …
-LANE = struct.Struct("=QQQQQII")  # peer, reader, charged, messages, sent, state, direction
+LANE = struct.Struct("=QQQQQQQII")  # peer, reader, charged, before, mark, messages, sent, state, direction
 METER = struct.Struct("=QQQ")  # bytes, moved, native
 EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, reason
 
@@ -47,7 +47,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
         SETTINGS,
         ("agent", "kubelet", "agent_level", "kubelet_level", "quota", "accelerate", "generation", "direct"),
     ),
-    "lane": (LANE, ("peer", "reader", "charged", "messages", "sent", "state", "direction")),
+    "lane": (LANE, ("peer", "reader", "charged", "before", "mark", "messages", "sent", "state", "direction")),
     "meter": (METER, ("bytes", "moved", "native")),
     "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
     "pair": (PAIR, ("source", "destination", "port", "pad")),

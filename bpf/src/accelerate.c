@@ -70,7 +70,11 @@ int message(struct sk_msg_md *m) {
   if (!meter || meter->native) goto native;
   u64 read = meter->bytes;
   if (read > lane->sent) goto native;
-  if (read == lane->sent) lane->charged = 0;
+  if (read >= lane->mark) {                                /* all that was charged before the mark has been read */
+    lane->charged -= lane->before;
+    lane->before = lane->charged;
+    lane->mark = lane->sent;
+  }
   if (lane->charged + size + OVERHEAD > BUDGET) goto native;
   if (accelerated.msg_redirect_hash(m, &peer, BPF_F_INGRESS) != SK_PASS) goto native; /* it is just closing */
   lane->charged += size + OVERHEAD;

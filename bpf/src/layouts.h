@@ -112,7 +112,9 @@ struct happening {          /* of a direct flow; begins as struct event does */
 struct lane {               /* per socket of an accelerated leg: the direction that it sends in */
   u64 peer;                 /* cookie of the netns of the other end */
   u64 reader;               /* address of the reading socket, key of `consumed`; 0: not known yet */
-  u64 charged;              /* bytes redirected plus OVERHEAD for each message */
+  u64 charged;              /* bytes redirected plus OVERHEAD for each message, as far as they may be unread */
+  u64 before;               /* of that, what was sent before the mark */
+  u64 mark;                 /* a former value of `sent` */
   u64 messages;             /* redirected */
   u64 sent;                 /* bytes redirected */
   u32 state;                /* LANE_* */
