@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import bpf
 from bpf import preflight
 from ztunnel.agent import Agent, prepare_run_directory
-from ztunnel.config import ACCELERATE, Config, parse
+from ztunnel.config import Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
 
 log = logging.getLogger("ztunnel")
@@ -35,7 +35,8 @@ def main() -> int:
             cgroup=config.cgroup,
             agent_cgroup=config.agent_cgroup,
             kubelet_cgroup=config.kubelet_cgroup,
-            accelerate=ACCELERATE[config.accelerate],
+            accelerate=config.acceleration,
+            direct=config.direct == "on",
         )
         if not config.unload:
             preflight.runs_in(config.agent_cgroup)

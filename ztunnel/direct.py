@@ -183,11 +183,11 @@ class Direct:
     def closed(self, flow: Flow) -> None:
         self.flows.closed(flow)
 
-    def mismatched(self, flow: Flow, reason: Reason) -> None:
+    def mismatched(self, flow: Flow) -> None:
         """The address was another's. The kernel delivers nothing; the source's socket is ended here."""
         detail = f"{flow.server} is not the address of the pod that was permitted"
         log.warning("direct connection from %s: %s", flow.client, detail)
-        self.flows.refused(flow, reason, detail)
+        self.flows.refused(flow, Reason.MISMATCH, detail)
         self._end([flow])
 
     async def run(self) -> None:

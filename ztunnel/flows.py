@@ -47,6 +47,21 @@ class Flow(Protocol):
     def opened_ns(self) -> int: ...  # CLOCK_MONOTONIC
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A flow that an event tells of."""
+
+    id: int
+    source: str
+    destination: str
+    client: SocketAddress
+    server: SocketAddress
+    sent: int = 0
+    received: int = 0
+    established: bool = True
+    opened_ns: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class Record:
     """One flow: its two reports, and what its permission rests on; None: nobody knows whose address it leads to."""

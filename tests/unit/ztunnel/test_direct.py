@@ -361,7 +361,7 @@ def test_a_flow_of_a_pod_that_nobody_enrolled_is_judged_as_plaintext() -> None:
 
 def test_a_stranger_at_the_address_is_a_refused_connection() -> None:
     node = Node()
-    node.direct.mismatched(SmallFlow(), Reason.MISMATCH)
+    node.direct.mismatched(SmallFlow())
     assert node.told.ended == [(False, Reason.MISMATCH, 0, 0)]
     assert node.looked_into == [WEB.instance, DB.instance]
 
