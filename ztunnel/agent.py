@@ -59,6 +59,7 @@ class Kernel(Capture, Steering, DirectKernel, Protocol):
     def counters(self) -> Mapping[Reason, int]: ...
     def events(self) -> refusals.Ring: ...
     def flows(self) -> Sequence[Flow]: ...
+    def lost_events(self) -> int: ...
 
 
 def _now() -> datetime:
@@ -333,6 +334,9 @@ class Agent:
 
     def kernel(self) -> Description:
         return self._kernel.describe()
+
+    def kernel_losses(self) -> tuple[int, int]:
+        return self._kernel.lost_events(), self._direct.unfilled
 
     def kernel_counters(self) -> Mapping[Reason, int]:
         return self._kernel.counters()
