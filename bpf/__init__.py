@@ -11,6 +11,7 @@
     registry    which pods are enrolled, and their slots
     maps        one map: bytes in, bytes out
     layouts     the structs that C and Python share (bpf/src/layouts.h), and the text of addresses
+    selftest    whether acceleration keeps its promises on this kernel
     facts       what is loaded and how full it is
     events      the ring buffer of refusals
     reasons     writes bpf/src/reason.h from mesh.reason
