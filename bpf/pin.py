@@ -21,6 +21,8 @@ from bpf.artifact import Artifact, MapDefinition
 from bpf.maps import Map
 from bpf.programs import SHARED_MAPS
 
+SCRATCH = "selftest"  # of a process that has nothing to do with the layouts here
+
 
 @contextmanager
 def locked(pins: Path) -> Iterator[None]:
@@ -120,7 +122,7 @@ def holds_connections(folder: Path) -> bool:
 
 
 def layouts(pins: Path) -> list[Path]:
-    return [path for path in pins.iterdir() if path.is_dir()]
+    return [path for path in pins.iterdir() if path.is_dir() and path.name != SCRATCH]
 
 
 def remove_layout(folder: Path) -> None:

@@ -37,9 +37,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def prove(pins: Path, cgroup: Path, agent_cgroup: Path, cache: Path = compile.CACHE) -> str:
     """What is not as it should be; "" if acceleration is proved. Blocks for about a second; for use before threads are
-    started. `pins` is a directory in a bpffs that need not exist; it and a scratch cgroup are removed again."""
+    started. `pins` is the agent's directory in a bpffs, which need not exist; what is made beside it and the scratch
+    cgroup are removed again."""
+    pins = pins / pin.SCRATCH if pins.is_mount() else pins.with_name(f"{pins.name}-{pin.SCRATCH}")
     scratch = cgroup / f"gossamer-selftest-{os.getpid()}"
     try:
+        pin.remove(pins)  # of one that was killed
         scratch.mkdir()
         try:
             return _in_child(lambda: _run(pins, scratch, agent_cgroup, cache), scratch)
@@ -59,7 +62,7 @@ def _in_child(work: Callable[[], str], cgroup: Path) -> str:
         try:
             (cgroup / "cgroup.procs").write_text(str(os.getpid()))
             answer = work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the parent, and this process ends
+        except BaseException as error:  # whatever it is, it goes to the parent
             answer = f"{type(error).__name__}: {error}"
         finally:
             os.write(writing, b"." + answer.encode(errors="replace")[:4000])

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import bpf
-from bpf import preflight
+from bpf import preflight, selftest
+from bpf.layouts import ACCELERATE_PODS
 from ztunnel.agent import Agent, prepare_run_directory
 from ztunnel.config import Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
@@ -30,12 +31,15 @@ def main() -> int:
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
         prepare_run_directory(config.run)
+        acceleration = config.acceleration
+        if acceleration & ACCELERATE_PODS and not config.unload:
+            acceleration = _proved(config, acceleration)
         kernel = bpf.Kernel.open(
             config.bpf,
             cgroup=config.cgroup,
             agent_cgroup=config.agent_cgroup,
             kubelet_cgroup=config.kubelet_cgroup,
-            accelerate=config.acceleration,
+            accelerate=acceleration,
             direct=config.direct == "on",
         )
         if not config.unload:
@@ -51,6 +55,14 @@ def main() -> int:
     finally:
         kernel.close()
     return 0
+
+
+def _proved(config: Config, acceleration: int) -> int:
+    """Without the acceleration of direct connections where this kernel gets their bytes wrong."""
+    if not (wrong := selftest.prove(config.bpf, config.cgroup, config.agent_cgroup)):
+        return acceleration
+    log.warning("direct connections go by TCP, the self-test of their acceleration failed: %s", wrong)
+    return acceleration & ~ACCELERATE_PODS
 
 
 async def _serve(config: Config, kernel: bpf.Kernel) -> None:

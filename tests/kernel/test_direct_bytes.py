@@ -23,6 +23,7 @@ from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol
 from tests.kernel.test_accelerate import pattern, slab
 from tests.kernel.test_direct import drained, events
 from tests.kernel.test_life import until
+from ztunnel import older
 
 TOTAL = 4_000_000
 LINGER_0 = struct.pack("=ii", 1, 0)
@@ -437,6 +438,7 @@ def test_sendfile_and_splice_out(app: Worker, server: Worker, pair: Pair) -> Non
 
 def send_file(sockets: Any, number: int) -> None:
     s = sockets.sockets[number]
+    s.setblocking(True)
     fd = os.memfd_create("bytes")
     os.write(fd, pattern(300_000))
     sent = 0
@@ -462,3 +464,52 @@ def test_pods_that_do_not_want_it_are_not_accelerated(
         app.close(pair.client)
         server.close(pair.accepted)
         drained(kernel)
+
+
+def test_a_flow_that_is_ended_meets_an_error_on_both_ends_after_an_exact_prefix(
+    app: Worker, server: Worker, pod: Pod, server_pod: Pod, pair: Pair, kernel: Kernel
+) -> None:
+    """SOCK_DESTROY in both network namespaces, one end busy writing and the other reading; then an idle flow."""
+    server.start("call", read_until_error, pair.accepted)
+    app.start("call", write_until_error, pair.client)
+    until(lambda: kernel.flows()[0].sent > 1_000_000)
+    for each in (pod, server_pod):
+        with each.opened() as fd:
+            older.destroy(fd, older.find(each.name, fd))
+    written, how = app.finish()
+    got, digest, told = server.finish()
+    assert how in ("ECONNABORTED", "ECONNRESET", "EPIPE")
+    assert told in ("ECONNABORTED", "ECONNRESET")
+    assert 0 < got <= written
+    assert digest == hashlib.sha256(pattern(got)).hexdigest()
+    drained(kernel)
+    idle = Pair(app, server, server_pod.ip4)
+    app.send(idle.client, b"queued")
+    for each in (pod, server_pod):
+        with each.opened() as fd:
+            older.destroy(fd, older.find(each.name, fd))
+    with pytest.raises((ConnectionAbortedError, ConnectionResetError)):
+        app.recv(idle.client)
+    assert server.call(read_until_error, idle.accepted)[2] in ("ECONNABORTED", "ECONNRESET")
+    drained(kernel)
+
+
+def write_until_error(sockets: Any, number: int) -> tuple[int, str]:
+    data, sent = memoryview(pattern(1 << 28)), 0
+    try:
+        while sent < len(data):
+            sent += sockets.sockets[number].send(data[sent : sent + 3000])
+    except OSError as error:
+        return sent, errno.errorcode[error.errno or 0]
+    return sent, "never"
+
+
+def read_until_error(sockets: Any, number: int) -> tuple[int, str, str]:
+    size, digest = 0, hashlib.sha256()
+    try:
+        while data := sockets.sockets[number].recv(50_000):
+            size += len(data)
+            digest.update(data)
+    except OSError as error:
+        return size, digest.hexdigest(), errno.errorcode[error.errno or 0]
+    return size, digest.hexdigest(), "an orderly end"

@@ -10,9 +10,8 @@ from tests.kernel.rig import Rig
 
 
 def prove(rig: Rig) -> str:
-    rig.folder.mkdir(exist_ok=True)
     before = set(rig.cgroup.iterdir())
-    said = selftest.prove(rig.bpffs / "selftest", rig.cgroup, rig.cgroup / "agent")
+    said = selftest.prove(rig.pins, rig.cgroup, rig.cgroup / "agent")
     assert set(rig.cgroup.iterdir()) == before
     assert [p for p in rig.bpffs.iterdir() if p.suffix != ".debug"] == []
     return said
@@ -22,9 +21,14 @@ def test_acceleration_is_proved_here(rig: Rig) -> None:
     assert prove(rig) == ""
 
 
+def test_where_the_pins_are_a_whole_bpffs(rig: Rig) -> None:
+    rig.pins = rig.bpffs
+    assert prove(rig) == ""
+
+
 def test_beside_a_running_agent(rig: Rig) -> None:
     rig.kernel(direct=True)
-    assert selftest.prove(rig.bpffs / "selftest", rig.cgroup, rig.cgroup / "agent") == ""
+    assert selftest.prove(rig.pins, rig.cgroup, rig.cgroup / "agent") == ""
 
 
 def test_a_kernel_that_does_not_accelerate_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +42,7 @@ def test_what_cannot_be_tried_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Kernel, "open", broken)
     assert "not today" in prove(rig)
-    assert "could not be tried" in selftest.prove(rig.bpffs / "s", rig.cgroup / "nowhere", rig.cgroup / "agent")
+    assert "could not be tried" in selftest.prove(rig.pins, rig.cgroup / "nowhere", rig.cgroup / "agent")
 
 
 def test_a_hang_is_a_failure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
