@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple
 
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, TunnelProtocol, Workload
@@ -19,8 +20,9 @@ from mesh.reason import Reason
 from mesh.route import ILLEGAL_PORTS, target_port
 from mesh.snapshot import Snapshot
 
-AHEAD = 8192  # entries that are made before anybody asked for them
-LIMIT = 32768  # entries at all; beyond it, a connection asks the agent each time
+AHEAD = 2048  # questions that are answered before anybody asked them
+LIMIT = 8192  # entries; beyond them, a connection asks the agent each time
+WORK = 65536  # policies that one plan compares with, about a third of a second; what is left unanswered asks the agent
 
 
 class Mode(IntEnum):
@@ -71,6 +73,7 @@ class Plan:
     targets: Mapping[str, Target] = field(default_factory=dict)
     entries: dict[Key, VerdictEntry] = field(default_factory=dict)  # grows as pods ask
     basis: Mapping[str, Basis] = field(default_factory=dict)
+    ahead: frozenset[Key] = frozenset()  # answered; those without an entry were refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +86,9 @@ class Change:
     entries: tuple[VerdictEntry, ...]
 
 
-def plan(
-    snapshot: Snapshot, pods: Mapping[str, Workload], *, known: Iterable[Key] = (), before: Plan | None = None
-) -> Plan:
-    """`pods`: enrolled pods of a node, by instance. `known`: what was asked for and shall have entries as long as it is
-    permitted. `before` only saves work: answers about what has not changed are taken from it."""
+def plan(snapshot: Snapshot, pods: Mapping[str, Workload], *, before: Plan | None = None) -> Plan:
+    """`pods`: enrolled pods of a node, by instance. Of `before` every entry stays that is still permitted; it is not
+    judged again if nothing has changed that it rests on."""
     sources = {i: w for i, w in pods.items() if w.direct and w.capture}
     basis = {i: (w, snapshot.policies_for(w)[0]) for i, w in sources.items() if _reachable(snapshot, w)}
     targets = {i: Target(mode=_mode(policies), accelerate=w.acceleration) for i, (w, policies) in basis.items()}
@@ -95,17 +96,39 @@ def plan(
     same = {i for i in listed if before is not None and before.basis.get(i) == basis[i]}
     still = {i for i, w in sources.items() if before is not None and before.sources.get(i) == w}
     entries: dict[Key, VerdictEntry] = {}
-    for keys, limit in ((_ahead(snapshot, sources, listed), AHEAD), (known, LIMIT)):
-        for key in keys:
-            if len(entries) >= limit:
-                break
-            if key in entries or key.destination not in listed or key.source not in sources:
-                continue
-            if before is not None and key.destination in same and key.source in still and key in before.entries:
-                entries[key] = before.entries[key]
-            elif permitted(snapshot, sources[key.source], basis[key.destination][0], key.port):
+    kept = before.entries if before is not None else {}
+    asked = frozenset(islice(_ahead(snapshot, sources, listed), AHEAD))
+    answered = asked & before.ahead if before is not None else frozenset()
+    ahead, work = set(), 0
+    for key in (*kept, *sorted(asked - kept.keys())):
+        if len(entries) >= LIMIT:
+            break
+        if key.destination not in listed or key.source not in sources:
+            continue
+        unchanged = key.destination in same and key.source in still
+        if unchanged and key in kept:
+            entries[key] = kept[key]
+        elif unchanged and key in answered:
+            ahead.add(key)
+        elif work < WORK:
+            workload, policies = basis[key.destination]
+            work += len(policies) + 1
+            ahead.add(key)
+            if permitted(snapshot, sources[key.source], workload, key.port):
                 entries[key] = VerdictEntry(source=key.source, destination=key.destination, port=key.port)
-    return Plan(sources=sources, targets=targets, entries=entries, basis=basis)
+    return Plan(sources=sources, targets=targets, entries=entries, basis=basis, ahead=frozenset(ahead))
+
+
+def ask(snapshot: Snapshot, made: Plan, key: Key) -> VerdictEntry | None:
+    """The entry to add to a plan of this snapshot because of a connection that had none; None: there is to be none."""
+    target = made.targets.get(key.destination)
+    if target is None or target.mode is not Mode.LISTED or key.source not in made.sources:
+        return None
+    if key in made.entries or len(made.entries) >= LIMIT:
+        return None
+    if not permitted(snapshot, made.sources[key.source], made.basis[key.destination][0], key.port):
+        return None
+    return VerdictEntry(source=key.source, destination=key.destination, port=key.port)
 
 
 def change(before: Plan | None, after: Plan) -> Change:

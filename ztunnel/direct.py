@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mesh import direct
-from mesh.direct import Key, Mode, Plan, Target, VerdictEntry
+from mesh.direct import Key, Plan, Target, VerdictEntry
 from mesh.model import SocketAddress, Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
@@ -55,7 +55,6 @@ class Direct:
     netns: Callable[[str], Path | None]
     unfilled: int = 0  # answers that the kernel had no room for
     _plan: Plan | None = None
-    _known: dict[Key, None] = field(default_factory=dict)  # what pods have asked for
     _leaving: set[str] = field(default_factory=set)
     _again: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -81,16 +80,9 @@ class Direct:
         destination, upstream, made = connection.destination, connection.upstream, self._plan
         if destination is None or upstream is None or made is None:
             return
-        key = Key(connection.pod, destination.instance, upstream.port)
-        target = made.targets.get(key.destination)
-        if target is None or target.mode is not Mode.LISTED or key in made.entries or key.source not in made.sources:
-            return
-        if len(made.entries) >= direct.LIMIT:
-            return
-        if direct.permitted(self.snapshot(), made.sources[key.source], made.basis[key.destination][0], key.port):
-            entry = VerdictEntry(source=key.source, destination=key.destination, port=key.port)
-            made.entries[key] = entry
-            self._known[key] = None
+        entry = direct.ask(self.snapshot(), made, Key(connection.pod, destination.instance, upstream.port))
+        if entry is not None:
+            made.entries[entry.key] = entry
             self._put((entry,))
 
     def _apply(self, *, renewed: bool = False) -> None:
@@ -100,7 +92,7 @@ class Direct:
         try:
             enrolled = self.kernel.pods().keys() - self._leaving if self.on else ()
             pods = {i: w for i in sorted(enrolled) if (w := self.workload(snapshot, i)) is not None}
-            made = direct.plan(snapshot, pods, known=self._known, before=self._plan)
+            made = direct.plan(snapshot, pods, before=self._plan)
             step = direct.change(self._plan, made)
             if step.revoking:
                 self.kernel.bump()
@@ -113,7 +105,6 @@ class Direct:
             log.error("the kernel could not be told who may talk directly; again in %s s: %s", _RETRY_SECONDS, error)
         else:
             self._plan = made
-            self._known = {key: None for key in self._known if key in made.entries}
 
     def _put(self, entries: tuple[VerdictEntry, ...]) -> None:
         left_out = self.kernel.put_verdicts(entries) if entries else 0

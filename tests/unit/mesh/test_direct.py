@@ -75,8 +75,13 @@ def holding(*policies: Policy, pods: Sequence[Workload] = PODS) -> Snapshot:
     return Snapshot().apply(Delta(upserts=(*pods, SERVICE, *policies)))
 
 
-def planned(snapshot: Snapshot, *known: Key, pods: Sequence[Workload] = PODS, before: Plan | None = None) -> Plan:
-    return plan(snapshot, {w.instance: w for w in pods}, known=known, before=before)
+def planned(snapshot: Snapshot, *asked: Key, pods: Sequence[Workload] = PODS, before: Plan | None = None) -> Plan:
+    made = plan(snapshot, {w.instance: w for w in pods}, before=before)
+    for key in asked:
+        entry = direct.ask(snapshot, made, key)
+        if entry is not None:
+            made.entries[key] = entry
+    return made
 
 
 def lookup(made: Plan, source: Workload, destination: Workload, port: int) -> bool | None:
@@ -159,11 +164,27 @@ def test_an_address_of_the_source_that_is_refused_refuses_its_entry() -> None:
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "AHEAD", 1)
+    monkeypatch.setattr(direct, "AHEAD", 0)
     monkeypatch.setattr(direct, "LIMIT", 3)
     asked = [Key(WEB.instance, DB.instance, port) for port in range(1, 10)]
     made = planned(holding(policy(DENY, one(Match(destination_ports=(1,))))), *asked)
     assert len(made.entries) == 3
+
+
+def test_what_there_is_no_time_for_has_no_entry_and_is_answered_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    snapshot = holding(policy(ALLOW, one(FROM_WEB)))
+    before = planned(snapshot)
+    monkeypatch.setattr(direct, "WORK", 0)
+    renamed = holding(policy(ALLOW, one(FROM_WEB)), pods=(replace(DB, canonical_name="renamed"), WEB, EVIL))
+    pods = (replace(DB, canonical_name="renamed"), WEB, EVIL)
+    after = planned(renamed, pods=pods, before=before)
+    assert not after.entries
+    assert change(before, after).revoking
+    assert direct.ask(renamed, after, Key(WEB.instance, DB.instance, 5432)) is not None
+    monkeypatch.undo()
+    assert planned(renamed, pods=pods, before=after).entries
 
 
 REFUSE_WEB = policy(DENY, one(FROM_WEB), name="refuse")
