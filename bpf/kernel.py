@@ -248,8 +248,13 @@ class Kernel:
         return self._direct.put_verdicts(self.pods(), entries)
 
     def flows(self) -> list[DirectFlow]:
-        """The direct flows that are open, those of a former agent too."""
-        return self._direct.flows(self.pods())
+        """The direct flows that are open, those of a former agent too, also where it had another layout."""
+        pods = self.pods()
+        found = self._direct.flows(pods)
+        for folder in self._other_layouts():
+            with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "ends", "consumed")]) as maps:
+                found += DirectPath(maps).flows(pods) if maps else []
+        return found
 
     # Seeing it
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,27 @@ def holds_connections(folder: Path) -> bool:
         finally:
             map.close()
     return False
+
+
+@contextmanager
+def same_maps(folder: Path, wanted: Sequence[MapDefinition]) -> Iterator[dict[str, Map]]:
+    """These maps of another layout, as far as it has them with the same sizes; all of them, or none."""
+    maps: dict[str, Map] = {}
+    try:
+        for definition in wanted:
+            fd = syscall.open_pin(folder / f"map_{definition.name}")
+            if fd is None:
+                break
+            maps[definition.name] = Map(fd, definition)
+            if struct.unpack_from("=II", syscall.info(fd, 20), 8) != (definition.key, definition.value):
+                break
+        else:
+            yield maps
+            return
+        yield {}
+    finally:
+        for map in maps.values():
+            map.close()
 
 
 def layouts(pins: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bpf import DirectClosed, DirectOpened, Event, Kernel, Mismatch, Mode, Target, VerdictEntry
+from bpf import DirectClosed, DirectOpened, Event, Kernel, Mismatch, Mode, Target, VerdictEntry, compile
 from mesh.reason import Reason
 from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol, run
-from tests.kernel.test_life import until
+from tests.kernel.test_life import another_layout, artifact, until
 from ztunnel import older
 
 FAMILIES = ["ip4", "ip6"]
@@ -332,6 +332,37 @@ def test_the_agents_death_changes_nothing_for_direct_flows(
     with pytest.raises(ConnectionRefusedError):
         app.dial(server_pod.ip4, port)
     assert off.flows() == []
+
+
+def test_an_upgrade_to_another_layout_finds_the_flows_and_can_end_them(
+    kernel: Kernel, rig: Rig, pod: Pod, server_pod: Pod, served: AgentListeners, listeners: AgentListeners,
+    app: Worker, server: Worker, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    open_all(kernel, pod, server_pod)
+    listener, port = server.listen("0.0.0.0")
+    client = app.dial(server_pod.ip4, port)
+    accepted, _ = server.accept(listener)
+    monkeypatch.setattr(compile, "build", lambda cache: another_layout(artifact, 7))
+    upgraded = rig.kernel(direct=True)
+    for each, theirs in ((pod, listeners), (server_pod, served)):
+        enrol(upgraded, each, theirs)
+    assert captured(upgraded, app, listeners, server_pod.ip4, port), "no target in the new layout yet"
+    open_all(upgraded, pod, server_pod)
+    late = app.dial(server_pod.ip4, port)
+    server.close(server.accept(listener)[0])
+    app.send(client, b"still")
+    assert server.recv(accepted) == b"still"
+    found = {f.client: f for f in upgraded.flows()}
+    assert set(found) == {app.names(client)[0], app.names(late)[0]}
+    old = found[app.names(client)[0]]
+    assert (old.source, old.destination, old.sent) == (pod.name, server_pod.name, 5)
+    with pod.opened() as fd:
+        older.end(fd, {(old.client, old.server)})
+    with pytest.raises(ConnectionAbortedError):
+        app.recv(client)
+    app.close(client)
+    app.close(late)
+    drained(upgraded)
 
 
 def test_a_policy_that_changes_while_a_syn_is_on_its_way(
