@@ -513,3 +513,61 @@ def read_until_error(sockets: Any, number: int) -> tuple[int, str, str]:
     except OSError as error:
         return size, digest.hexdigest(), errno.errorcode[error.errno or 0]
     return size, digest.hexdigest(), "an orderly end"
+
+
+def test_a_reader_that_waits_when_the_peer_resets(
+    app: Worker, server: Worker, server_pod: Pod, kernel: Kernel, accelerated: bool
+) -> None:
+    """A documented difference: socket to socket, it may hear EAGAIN before ECONNRESET; never an orderly end."""
+    pair = Pair(app, server, server_pod.ip4)
+    app.start("call", receive_twice, pair.client)
+    time.sleep(0.2)
+    server.call(reset, pair.accepted)
+    told = app.finish()
+    assert told[-1] == "ECONNRESET"
+    assert told[:-1] in ([[], ["EAGAIN"]] if accelerated else [[]])
+
+
+def receive_twice(sockets: Any, number: int) -> list[str]:
+    """What it is told, up to ECONNRESET."""
+    s, told = sockets.sockets[number], []
+    s.setblocking(True)
+    while not told or (told[-1] != "ECONNRESET" and len(told) < 5):
+        try:
+            told.append(repr(s.recv(10)))
+        except OSError as error:
+            told.append(errno.errorcode[error.errno or 0])
+    return told
+
+
+def test_splice_from_the_socket(app: Worker, server: Worker, pair: Pair, accelerated: bool) -> None:
+    """A documented difference: it sees TCP's bytes only. recv() sees all."""
+    app.send(pair.client, b"x" * 1000)
+    assert server.call(splice_in, pair.accepted) == (0 if accelerated else 1000)
+    if accelerated:
+        assert server.recv(pair.accepted) == b"x" * 1000
+
+
+def splice_in(sockets: Any, number: int) -> int:
+    read, write = os.pipe()
+    sockets.sockets[number].setblocking(False)
+    try:
+        return os.splice(sockets.sockets[number].fileno(), write, 5000)
+    except BlockingIOError:
+        return 0
+    finally:
+        sockets.sockets[number].settimeout(10)
+        os.close(read)
+        os.close(write)
+
+
+def test_closing_with_unread_data(app: Worker, server: Worker, pair: Pair, accelerated: bool) -> None:
+    """A documented difference: by TCP a reset; socket to socket, the end of the stream."""
+    app.send(pair.client, b"never read")
+    assert server.call(readable, pair.accepted, 5)
+    server.close(pair.accepted)
+    if accelerated:
+        assert app.recv(pair.client) == b""
+    else:
+        with pytest.raises(ConnectionResetError):
+            app.recv(pair.client)
