@@ -7,26 +7,42 @@
     load        artifact -> maps and programs in the kernel, without a compiler
     hooks       attach the programs: to the node's cgroup, to a pod's netns
     pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
+    direct      the direct path: targets, verdicts, flows
     registry    which pods are enrolled, and their slots
     maps        one map: bytes in, bytes out
     layouts     the structs that C and Python share (bpf/src/layouts.h), and the text of addresses
+    selftest    whether acceleration keeps its promises on this kernel
     facts       what is loaded and how full it is
     events      the ring buffer of refusals
     reasons     writes bpf/src/reason.h from mesh.reason
     preflight   what this kernel and this process lack, and the cure
     cgroup, netns, btf, syscall    the kernel's interfaces, one file each
 
-In the kernel a connection meets the sources in this order: connect.c (where to), sockops.c (its life), lookup.c
-(whether it may come in), names.c (what the application sees), accelerate.c (its bytes).
+In the kernel a connection meets the sources in this order: connect.c (where to), direct.c (whether without the
+agent), sockops.c and flows.c (its life), lookup.c (whether it may come in), names.c (what the application sees),
+accelerate.c (its bytes).
 
 Pins: PIN/enrolled, PIN/steered and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout.
 A netns is served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old
 programs stay with old flows until those are gone.
 """
 
+from bpf.direct import DirectFlow, Mode, Target, VerdictEntry
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
-from bpf.layouts import Event
+from bpf.layouts import DirectClosed, DirectOpened, Event, Mismatch
 from bpf.registry import PodSlot
 
-__all__ = ["Event", "Kernel", "PodSlot", "PreflightError"]
+__all__ = [
+    "DirectClosed",
+    "DirectFlow",
+    "DirectOpened",
+    "Event",
+    "Kernel",
+    "Mismatch",
+    "Mode",
+    "PodSlot",
+    "PreflightError",
+    "Target",
+    "VerdictEntry",
+]

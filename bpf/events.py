@@ -1,5 +1,5 @@
-"""The ring buffer of refusals. Layout (https://docs.kernel.org/bpf/ringbuf.html): a page with the consumer's position,
-a page with the producer's, then the data, mapped twice so that a record is never broken."""
+"""The ring buffer of refusals and direct flows. Layout (https://docs.kernel.org/bpf/ringbuf.html): a page with the
+consumer's position, a page with the producer's, then the data, mapped twice so that a record is never broken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 
-from bpf.layouts import EVENT, Event, unpack_event
+from bpf.layouts import EVENT, Event, Happening, unpack_event
 
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _PAGE = mmap.PAGESIZE
@@ -31,8 +31,9 @@ class Ring:
         self._consumer.close()
         self._data.close()
 
-    def read(self) -> Iterator[Event]:
-        """Events that are there now; never waits. What the ring had no room for is in the counters."""
+    def read(self) -> Iterator[Event | Happening]:
+        """Events that are there now; never waits. Openings and ends of direct flows do not wake who waits for `fd`:
+        read twice a second. What the ring had no room for is counted: `Kernel.lost_events`."""
         while True:
             at = self._position.value
             if at >= struct.unpack_from("=Q", self._data)[0]:

@@ -31,11 +31,26 @@ class Hooks:
         target = os.open(node.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in CGROUP_ORDER:
-                path = self._folder / f"link_{name}"
-                with self._program(name) as program:
-                    pin.link(path, program=program, target=target, attach=hook(name).attach, same=node.id)
+                self._attach(name, target, node)
         finally:
             os.close(target)
+
+    def attach_options(self, node: Cgroup, wanted: bool) -> None:
+        """It taxes every setsockopt() of the node's cgroup, so it is attached only when it is wanted."""
+        if not wanted:
+            pin.unlink(self._folder / "link_setsockopt")
+            return
+        target = os.open(node.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._attach("setsockopt", target, node)
+        finally:
+            os.close(target)
+
+    def attach_messages(self, wanted: bool) -> None:
+        """What is sent by a socket in the sockhash meets the program from now on."""
+        if wanted:
+            with self._program("message") as program:
+                syscall.attach_to_map(program, self._fds["accelerated"], hook("message").attach)
 
     def attach_netns(self, pod: PodSlot, netns_fd: int) -> None:
         with self._program("lookup", pod.cookie) as program:
@@ -62,8 +77,6 @@ class Hooks:
         if not wanted:
             pin.unlink(path)
             return
-        with self._program("message") as program:
-            syscall.attach_to_map(program, self._fds["accelerated"], hook("message").attach)
         with self._program("received") as program:
             syscall.put_program(self._fds["stages"], 0, program)
         if path.exists():
@@ -74,6 +87,11 @@ class Hooks:
             syscall.pin(link, path)
         finally:
             os.close(link)
+
+    def _attach(self, name: str, target: int, node: Cgroup) -> None:
+        with self._program(name) as program:
+            path = self._folder / f"link_{name}"
+            pin.link(path, program=program, target=target, attach=hook(name).attach, same=node.id)
 
     @contextmanager
     def _program(self, name: str, netns: int = 0) -> Iterator[int]:

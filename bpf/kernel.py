@@ -9,10 +9,12 @@ from typing import Protocol
 
 from bpf import compile, netns, pin, preflight, syscall
 from bpf.artifact import Artifact
+from bpf.direct import DirectFlow, DirectPath, Target, VerdictEntry
 from bpf.events import Ring
 from bpf.facts import Description, describe
 from bpf.hooks import Hooks
 from bpf.layouts import (
+    ACCELERATE_PODS,
     COOKIE,
     DESTINATION,
     ENDPOINT,
@@ -21,6 +23,7 @@ from bpf.layouts import (
     NOWHERE,
     PLACE,
     POD,
+    REASONS,
     SETTINGS,
     is_v4,
     pack_cidr,
@@ -66,6 +69,7 @@ class Kernel:
         self._folder = pins / artifact.layout
         self._hooks = Hooks(self._folder, artifact, {name: map.fd for name, map in maps.items()})
         self._ring: Ring | None = None
+        self._direct = DirectPath(maps)
         self._captured, self._announced = maps["captured"], maps["announced"]
 
     @classmethod
@@ -79,10 +83,13 @@ class Kernel:
         cache: Path = compile.CACHE,
         quota: int = QUOTA,
         accelerate: int = 0,
+        direct: bool = False,
     ) -> Kernel:
         """Load, or adopt what a former agent left pinned and replace its programs by these, without a gap.
 
         `pins` is a directory in a bpffs; it is made if need be. PreflightError names what is missing here.
+        `accelerate`: ACCELERATE_* of bpf.layouts. `direct`: connections take the direct path where targets and verdicts
+        say so; those that a former agent wrote stay in force, under the same generation.
         Announcements of a former agent are forgotten; its listeners are gone with it, so adopted pods are closed until
         `set_listeners` or `enrol`.
         """
@@ -93,13 +100,16 @@ class Kernel:
             registry = pin.adopt_map(pins / "registry", REGISTRY)
             self = cls(pins, artifact, pin.adopt_maps(pins, artifact), registry)
             try:
-                self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*settings, quota, 0))
+                generation = self._direct.generation or 1
+                self._set(*settings, quota, 0, generation, direct)
                 for key in self._announced.walk():
                     self._announced.delete(key)
                 self._hooks.attach_cgroup(node)
                 self._hooks.replace_netns(self.pods().values())
+                self._hooks.attach_options(node, wanted=bool(accelerate & ACCELERATE_PODS))
+                self._hooks.attach_messages(wanted=direct or bool(accelerate))
                 self._hooks.attach_acceleration(bool(accelerate))
-                self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*settings, quota, accelerate))
+                self._set(*settings, quota, accelerate, generation, direct)
                 self._forget_usage()
                 self._collect()
             except BaseException:
@@ -218,16 +228,47 @@ class Kernel:
         """The announced socket was closed before connect(); connect() itself takes the announcement away."""
         self._announced.delete(COOKIE.pack(socket_cookie))
 
+    # The direct path: see bpf.direct for the order of a change
+
+    @property
+    def generation(self) -> int:
+        """Of the targets and verdicts that are in force."""
+        return self._direct.generation
+
+    def bump(self) -> int:
+        """Every target and verdict is a miss from now on; the new generation."""
+        return self._direct.bump()
+
+    def set_targets(self, targets: Mapping[str, Target]) -> None:
+        """By instance, under the current generation; pods that are left out neither dial nor are dialled directly."""
+        self._direct.set_targets(self.pods(), targets)
+
+    def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int:
+        """Under the current generation; entries of unknown instances are ignored. How many found no room."""
+        return self._direct.put_verdicts(self.pods(), entries)
+
+    def flows(self) -> list[DirectFlow]:
+        """The direct flows that are open, those of a former agent too, also where it had another layout."""
+        pods = self.pods()
+        found = self._direct.flows(pods)
+        for folder in self._other_layouts():
+            with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "ends", "consumed")]) as maps:
+                found += DirectPath(maps).flows(pods) if maps else []
+        return found
+
     # Seeing it
 
     def counters(self) -> dict[Reason, int]:
-        """Refusals since this layout was first loaded."""
+        """Refusals since this layout was first loaded; policy's are those that cached verdicts refused."""
         found = {}
         for reason in Reason:
-            if 0 < reason.value < 32:
-                values = self._maps["counters"].get(INDEX.pack(reason.value)) or b""
-                found[reason] = sum(int.from_bytes(values[i : i + 8], sys.byteorder) for i in range(0, len(values), 8))
+            if 0 < reason.value < REASONS:
+                found[reason] = self._counter(reason.value)
         return found
+
+    def lost_events(self) -> int:
+        """Events that the ring had no room for."""
+        return self._counter(0)
 
     def events(self) -> Ring:
         """The refusals as they happen; `Ring.fd` is readable when `Ring.read` has some. One ring, one reader."""
@@ -242,6 +283,13 @@ class Kernel:
 
     # Inside
 
+    def _set(self, agent: int, kubelet: int, agent_level: int, kubelet_level: int, *rest: int) -> None:
+        self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(agent, kubelet, agent_level, kubelet_level, *rest))
+
+    def _counter(self, index: int) -> int:
+        values = self._maps["counters"].get(INDEX.pack(index)) or b""
+        return sum(int.from_bytes(values[i : i + 8], sys.byteorder) for i in range(0, len(values), 8))
+
     def _admit(self, pod: PodSlot, packed: Sequence[bytes], netns_fd: int, listeners: Listeners | None) -> None:
         """Everything in place first; the entry in `enrolled` is the switch of both directions."""
         maps, cookie = self._maps, COOKIE.pack(pod.cookie)
@@ -249,7 +297,9 @@ class Kernel:
         self._registry.put(pod)
         sources = [next((ip for ip in packed if is_v4(ip) == v4), NOWHERE) for v4 in (True, False)]
         maps["pods"].put(cookie, POD.pack(pod.slot, 0, *sources))
-        for gone in set(before.addresses if before else ()) - set(pod.addresses):
+        former = set(before.addresses if before else ()) - set(pod.addresses)
+        self._direct.forget(pod, former)
+        for gone in former:
             maps["addresses"].delete(PLACE.pack(pod.cookie, pack_ip(gone)))
         for ip in packed:
             maps["addresses"].put(PLACE.pack(pod.cookie, ip), INDEX.pack(1))
@@ -261,6 +311,7 @@ class Kernel:
 
     def _remove(self, pod: PodSlot) -> None:
         maps, cookie = self._maps, COOKIE.pack(pod.cookie)
+        self._direct.leave(pod)
         maps["enrolled"].delete(cookie)
         for folder in (self._folder, *self._other_layouts()):
             pin.unlink(folder / f"lookup_{pod.slot}")

@@ -22,10 +22,17 @@ DESTINATION = struct.Struct("=Q16sII")  # holder, ip, port, pad
 POD = struct.Struct("=II16s16s")  # slot, pad, source4, source6
 PLACE = struct.Struct("=Q16s")  # netns, ip
 PREFIX = struct.Struct("=I16s")  # bits, ip
-SETTINGS = struct.Struct("=QQIIII")  # agent, kubelet, agent level, kubelet level, quota, accelerate
-ASKED = struct.Struct("=Q16s16sHHI16s16sIHH")  # key…, ip, source, port, kind, holds
-LANE = struct.Struct("=QQQQII")  # reader, charged, messages, sent, state, direction
-METER = struct.Struct("=Q")  # bytes
+SETTINGS = struct.Struct(
+    "=QQIIIIII"
+)  # agent, kubelet, agent level, kubelet level, quota, accelerate, generation, direct
+ASKED = struct.Struct("=Q16s16sHHI16s16sIHHII")  # key…, ip, source, port, kind, holds, generation, accelerate
+TARGET = struct.Struct("=QIHH")  # netns, generation, mode, accelerate
+PAIR = struct.Struct("=QQII")  # source, destination, port, pad
+VERDICT = struct.Struct("=II")  # generation, reason
+DIRECT = struct.Struct("=QQQQQIHH")  # holder, source, opened, sent, received, generation, state, accelerate
+HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH")  # as EVENT, then source, id, opened, sent, received, generation, …
+LANE = struct.Struct("=QQQQQQQII")  # peer, reader, charged, before, mark, messages, sent, state, direction
+METER = struct.Struct("=QQQ")  # bytes, moved, native
 EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, reason
 
 # struct name in C -> (format, field names in order; arrays count as one)
@@ -36,16 +43,46 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
     "pod": (POD, ("slot", "pad", "source4", "source6")),
     "place": (PLACE, ("netns", "ip")),
     "prefix": (PREFIX, ("bits", "ip")),
-    "settings": (SETTINGS, ("agent", "kubelet", "agent_level", "kubelet_level", "quota", "accelerate")),
-    "lane": (LANE, ("reader", "charged", "messages", "sent", "state", "direction")),
-    "meter": (METER, ("bytes",)),
+    "settings": (
+        SETTINGS,
+        ("agent", "kubelet", "agent_level", "kubelet_level", "quota", "accelerate", "generation", "direct"),
+    ),
+    "lane": (LANE, ("peer", "reader", "charged", "before", "mark", "messages", "sent", "state", "direction")),
+    "meter": (METER, ("bytes", "moved", "native")),
+    "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
+    "pair": (PAIR, ("source", "destination", "port", "pad")),
+    "verdict": (VERDICT, ("generation", "reason")),
+    "direct": (DIRECT, ("holder", "source", "opened", "sent", "received", "generation", "state", "accelerate")),
+    "happening": (
+        HAPPENING,
+        (
+            "netns",
+            "local",
+            "remote",
+            "local_port",
+            "remote_port",
+            "reason",
+            "source",
+            "id",
+            "opened",
+            "sent",
+            "received",
+            "generation",
+            "what",
+            "accelerated",
+        ),
+    ),
     "event": (EVENT, ("netns", "local", "remote", "local_port", "remote_port", "reason")),
 }
 
 KINDS = 6  # listeners per pod: enum listener
 OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6 = range(KINDS)
 MAX_PODS = 1024
-ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION = 1, 2
+ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS = 1, 2, 4
+TARGET_OPEN, TARGET_LISTED = 1, 2
+DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
+HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH = 1, 2, 3
+REASONS = 64
 
 NOWHERE = bytes(16)
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -98,7 +135,88 @@ class Event:
     remote: SocketAddress  # who dialled
 
 
-def unpack_event(data: bytes) -> Event:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectOpened:
+    """A direct flow is established: attested on both ends. `id` is the cookie of the source's socket; `source` and
+    `destination` are netns cookies; times are CLOCK_MONOTONIC."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+    generation: int
+    opened_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectClosed:
+    """It has ended. Every one was told as opened, unless that was lost."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+    generation: int
+    opened_ns: int
+    sent: int  # bytes, source to destination
+    received: int
+    accelerated: bool  # bytes went from socket to socket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """A pod's address was answered by somebody else. The source's socket is off the wire, bound to lo, with nothing
+    but a SYN sent; it is to be ended with SOCK_DESTROY in the source's netns (its idiag_if is 1, as a dump shows)."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+
+
+Happening = DirectOpened | DirectClosed | Mismatch
+
+
+def unpack_event(data: bytes) -> Event | Happening:
+    """Ring records are told apart by their size."""
+    return _refusal(data) if len(data) < HAPPENING.size else _happening(data)
+
+
+def _happening(data: bytes) -> Happening:
+    fields = HAPPENING.unpack_from(data)
+    destination, local, remote, local_port, remote_port, _, source, id, opened, sent, received, generation = fields[:12]
+    what, accelerated = fields[12:]
+    client, server = SocketAddress(unpack_ip(remote), remote_port), SocketAddress(unpack_ip(local), local_port)
+    if what == HAPPENED_MISMATCH:
+        return Mismatch(id=id, source=source, destination=destination, client=client, server=server)
+    if what == HAPPENED_OPENED:
+        return DirectOpened(
+            id=id,
+            source=source,
+            destination=destination,
+            client=client,
+            server=server,
+            generation=generation,
+            opened_ns=opened,
+        )
+    return DirectClosed(
+        id=id,
+        source=source,
+        destination=destination,
+        client=client,
+        server=server,
+        generation=generation,
+        opened_ns=opened,
+        sent=sent,
+        received=received,
+        accelerated=bool(accelerated),
+    )
+
+
+def _refusal(data: bytes) -> Event:
     netns, local, remote, local_port, remote_port, reason = EVENT.unpack_from(data)
     return Event(
         reason=Reason(reason),

@@ -95,12 +95,30 @@ class Map:
         """How many entries there are; hash maps in batches, because they may be large."""
         if self.definition.kind != syscall.HASH:
             return len(self.walk())
-        count, first = 0, True
+        return sum(count for count, _, _ in self._batches(syscall.LOOKUP_BATCH))
+
+    def snapshot(self) -> list[tuple[bytes, bytes]]:
+        """Of a hash map: every entry that is there all the while, and maybe some that come or go meanwhile."""
+        key, value = self.definition.key, self.value_size
+        return [
+            (keys[i * key : (i + 1) * key], values[i * value : (i + 1) * value])
+            for count, keys, values in self._batches(syscall.LOOKUP_BATCH)
+            for i in range(count)
+        ]
+
+    def clear(self) -> None:
+        """Remove every entry that is there now from a hash map."""
+        for _ in self._batches(syscall.LOOKUP_DELETE_BATCH):
+            pass
+
+    def _batches(self, command: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """Buckets of a hash map in pages: number of entries, their keys, their values."""
+        page, first = _PAGE, True
         place = ctypes.create_string_buffer(max(self.definition.key, 8))
-        keys = ctypes.create_string_buffer(_PAGE * self.definition.key)
-        values = ctypes.create_string_buffer(_PAGE * self.value_size)
+        at = ctypes.addressof(place)
         while True:
-            at = ctypes.addressof(place)
+            keys = ctypes.create_string_buffer(page * self.definition.key)
+            values = ctypes.create_string_buffer(page * self.value_size)
             attr = ctypes.create_string_buffer(
                 struct.pack(
                     "=QQQQIIQQ",
@@ -108,22 +126,23 @@ class Map:
                     at,
                     ctypes.addressof(keys),
                     ctypes.addressof(values),
-                    _PAGE,
+                    page,
                     self.fd,
                     0,
                     0,
                 ),
                 128,
             )
-            result = syscall.call(syscall.LOOKUP_BATCH, attr)
-            if result == -errno.ENOSPC:
-                return len(self.walk())  # one bucket holds more than a page
+            result = syscall.call(command, attr)
+            if result == -errno.ENOSPC and page <= self.definition.entries:
+                page *= 2  # one bucket holds more than a page
+                continue
             if result not in (0, -errno.ENOENT):
-                raise self._error(result, "counted")
-            count += int(struct.unpack_from("=I", attr, 32)[0])
+                raise self._error(result, "read")
+            yield int(struct.unpack_from("=I", attr, 32)[0]), keys.raw, values.raw
             first = False
             if result:
-                return count
+                return
 
     def _error(self, result: int, what: str) -> OSError:
         cure = f" (it holds {self.definition.entries} entries)" if result == -errno.E2BIG else ""

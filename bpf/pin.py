@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from bpf import load, syscall
 from bpf.artifact import Artifact, MapDefinition
 from bpf.maps import Map
 from bpf.programs import SHARED_MAPS
+
+SCRATCH = "selftest"  # of a process that has nothing to do with the layouts here
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def unlink(path: Path) -> None:
 def holds_connections(folder: Path) -> bool:
     """Whether sockets of this layout are open whose entries its programs must still remove or answer. The layout may
     be of another version: sizes are asked of the kernel."""
-    for name in ("captured", "clients", "flows", "usage"):
+    for name in ("captured", "clients", "directs", "flows", "usage"):
         fd = syscall.open_pin(folder / f"map_{name}")
         if fd is None:
             continue
@@ -119,8 +121,29 @@ def holds_connections(folder: Path) -> bool:
     return False
 
 
+@contextmanager
+def same_maps(folder: Path, wanted: Sequence[MapDefinition]) -> Iterator[dict[str, Map]]:
+    """These maps of another layout, as far as it has them with the same sizes; all of them, or none."""
+    maps: dict[str, Map] = {}
+    try:
+        for definition in wanted:
+            fd = syscall.open_pin(folder / f"map_{definition.name}")
+            if fd is None:
+                break
+            maps[definition.name] = Map(fd, definition)
+            if struct.unpack_from("=II", syscall.info(fd, 20), 8) != (definition.key, definition.value):
+                break
+        else:
+            yield maps
+            return
+        yield {}
+    finally:
+        for map in maps.values():
+            map.close()
+
+
 def layouts(pins: Path) -> list[Path]:
-    return [path for path in pins.iterdir() if path.is_dir()]
+    return [path for path in pins.iterdir() if path.is_dir() and path.name != SCRATCH]
 
 
 def remove_layout(folder: Path) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 class Place(StrEnum):
     CGROUP = "cgroup"  # a link to the node's cgroup
     NETNS = "netns"  # one instance and one link per pod
+    OPTIONS = "options"  # a link to the node's cgroup, only where direct flows are accelerated
     MAP = "map"  # attached to the sockhash
     TRACEPOINT = "tracepoint"
     STAGE = "stage"  # called by the tracepoint's stub
@@ -24,7 +25,7 @@ class Hook:
     place: Place
 
 
-_SOCK_OPS, _SK_MSG, _RAW_TRACEPOINT, _SOCK_ADDR, _SK_LOOKUP = 13, 16, 17, 18, 30
+_SOCK_OPS, _SK_MSG, _RAW_TRACEPOINT, _SOCK_ADDR, _SOCKOPT, _SK_LOOKUP = 13, 16, 17, 18, 25, 30
 
 HOOKS = (
     Hook(name="connect4", kind=_SOCK_ADDR, attach=10, place=Place.CGROUP),
@@ -34,6 +35,7 @@ HOOKS = (
     Hook(name="getsockname4", kind=_SOCK_ADDR, attach=31, place=Place.CGROUP),
     Hook(name="getsockname6", kind=_SOCK_ADDR, attach=32, place=Place.CGROUP),
     Hook(name="sockops", kind=_SOCK_OPS, attach=3, place=Place.CGROUP),
+    Hook(name="setsockopt", kind=_SOCKOPT, attach=22, place=Place.OPTIONS),
     Hook(name="message", kind=_SK_MSG, attach=7, place=Place.MAP),
     Hook(name="received", kind=_RAW_TRACEPOINT, attach=0, place=Place.STAGE),
     Hook(name="received_stub", kind=_RAW_TRACEPOINT, attach=0, place=Place.TRACEPOINT),

@@ -15,12 +15,23 @@ _syscall.restype = ctypes.c_long
 
 # enum bpf_cmd
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT, PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH = range(9)
-PROG_BY_ID, OBJ_INFO, TRACEPOINT_OPEN, BTF_LOAD, LOOKUP_BATCH, LINK_CREATE, LINK_UPDATE, LINK_DETACH = (
+(
+    PROG_BY_ID,
+    OBJ_INFO,
+    TRACEPOINT_OPEN,
+    BTF_LOAD,
+    LOOKUP_BATCH,
+    LOOKUP_DELETE_BATCH,
+    LINK_CREATE,
+    LINK_UPDATE,
+    LINK_DETACH,
+) = (
     13,
     15,
     17,
     18,
     24,
+    25,
     28,
     29,
     34,

@@ -112,6 +112,8 @@ class Workload:
     services: Mapping[str, tuple[Port, ...]] = field(default_factory=dict)  # "<ns>/<hostname>" -> this endpoint's ports
     authorization_policies: tuple[str, ...] = ()  # "<ns>/<name>": selector-scoped ones that select this workload
     capacity: int = 1
+    direct: bool = True  # pods of its node may reach it, and it them, from socket to socket; False: by the tunnel
+    acceleration: bool = True  # bytes of its direct connections may go past TCP
 
     @property
     def identity(self) -> SpiffeId:

@@ -22,6 +22,8 @@ class Reason(IntEnum):
     MAP_FULL = 4
     UNROUTABLE_SOCKET = 5
     UNAUTHENTICATED = 6
+    MISMATCH = 7
+    STALE_VERDICT = 8
 
     # Policy
     POLICY_DENY = 32
@@ -87,6 +89,8 @@ _FACTS = {
     Reason.MAP_FULL: _Facts("-", 503, "a kernel map is full; see `gossamer bpf` for its fill"),
     Reason.UNROUTABLE_SOCKET: _Facts("-", 503, "an IPv6-only socket cannot be captured to an IPv4 listener"),
     Reason.UNAUTHENTICATED: _Facts("DENY", 401, "the peer has no authenticated identity"),
+    Reason.MISMATCH: _Facts("-", 503, "a pod's address was answered by somebody else; it was reused or borrowed"),
+    Reason.STALE_VERDICT: _Facts("-", 503, "policy changed while a direct connection was being opened; dial again"),
     Reason.POLICY_DENY: _Facts("DENY", 401, "a DENY policy matched"),
     Reason.POLICY_NO_ALLOW: _Facts("DENY", 401, "allow policies exist, but none allowed"),
     Reason.STRICT_PLAINTEXT: _Facts(

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import bpf
-from bpf import preflight
+from bpf import preflight, selftest
+from bpf.layouts import ACCELERATE_PODS
 from ztunnel.agent import Agent, prepare_run_directory
-from ztunnel.config import ACCELERATE, Config, parse
+from ztunnel.config import Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
 
 log = logging.getLogger("ztunnel")
@@ -33,12 +34,16 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
         prepare_run_directory(config.run)
+        acceleration = config.acceleration
+        if acceleration & ACCELERATE_PODS and not config.unload:
+            acceleration = _proved(config, acceleration)
         kernel = bpf.Kernel.open(
             config.bpf,
             cgroup=config.cgroup,
             agent_cgroup=config.agent_cgroup,
             kubelet_cgroup=config.kubelet_cgroup,
-            accelerate=ACCELERATE[config.accelerate],
+            accelerate=acceleration,
+            direct=config.direct == "on",
         )
         if not config.unload:
             preflight.runs_in(config.agent_cgroup)
@@ -53,6 +58,14 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
     finally:
         kernel.close()
     return 0
+
+
+def _proved(config: Config, acceleration: int) -> int:
+    """Without the acceleration of direct connections where this kernel gets their bytes wrong."""
+    if not (wrong := selftest.prove(config.bpf, config.cgroup, config.agent_cgroup)):
+        return acceleration
+    log.warning("direct connections go by TCP, the self-test of their acceleration failed: %s", wrong)
+    return acceleration & ~ACCELERATE_PODS
 
 
 async def _serve(config: Config, kernel: bpf.Kernel) -> None:

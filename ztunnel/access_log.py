@@ -133,11 +133,12 @@ def line(at: datetime, level: Level, message: str, connection: Connection, secon
 def _fields(connection: Connection, seconds: float | None) -> Iterator[tuple[str, str]]:
     source, destination = connection.source, connection.destination
     tunnelled = connection.hbone is not None
+    attested = tunnelled or connection.direct
     yield "src.addr", str(connection.client)
     if source is not None:
         yield "src.workload", _quoted(source.name)
         yield "src.namespace", _quoted(source.namespace)
-    if tunnelled and connection.source_identity is not None:
+    if attested and connection.source_identity is not None:
         yield "src.identity", _quoted(str(connection.source_identity))
     if source is not None:
         yield "src.cluster", _quoted(source.cluster_id)
@@ -150,7 +151,7 @@ def _fields(connection: Connection, seconds: float | None) -> Iterator[tuple[str
     if destination is not None:
         yield "dst.workload", _quoted(destination.name)
         yield "dst.namespace", _quoted(destination.namespace)
-    if tunnelled and connection.destination_identity is not None:
+    if attested and connection.destination_identity is not None:
         yield "dst.identity", _quoted(str(connection.destination_identity))
     if destination is not None:
         yield "dst.cluster", _quoted(destination.cluster_id)

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from bpf import PodSlot
+from bpf import DirectClosed, DirectOpened, Mismatch, PodSlot
 from bpf.facts import Description
 from mesh.model import Workload
 from mesh.reason import Reason
@@ -31,7 +32,10 @@ from ztunnel.certificates import Certificates, CertificateView
 from ztunnel.config import Config
 from ztunnel.connections import Connection, Connections
 from ztunnel.decider import Decider
+from ztunnel.direct import Direct
+from ztunnel.direct import Kernel as DirectKernel
 from ztunnel.enrol import Capture, Pod, Pods, Surroundings
+from ztunnel.flows import Flow, Flows, Heard
 from ztunnel.holdings import Holdings
 from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
@@ -43,7 +47,7 @@ from ztunnel.uplink import Uplink
 log = logging.getLogger(__name__)
 
 
-class Kernel(Capture, Steering, Protocol):
+class Kernel(Capture, Steering, DirectKernel, Protocol):
     """What the agent needs of the kernel side (implemented by `bpf.Kernel`)."""
 
     def pods(self) -> Mapping[str, PodSlot]:
@@ -54,6 +58,8 @@ class Kernel(Capture, Steering, Protocol):
 
     def counters(self) -> Mapping[Reason, int]: ...
     def events(self) -> refusals.Ring: ...
+    def flows(self) -> Sequence[Flow]: ...
+    def lost_events(self) -> int: ...
 
 
 def _now() -> datetime:
@@ -73,9 +79,10 @@ class Agent:
         self._listed = False
         self._tasks: asyncio.TaskGroup | None = None
         self._pod_tasks: set[asyncio.Task[None]] = set()
+        self._cookies: dict[int, str] = {}  # of the pods' network namespaces -> instance
 
         self.engine: Engine = engine(kernel, self._facts)
-        self._connections = Connections(self.engine.counts, _now)
+        self._connections = Connections(self.counts, _now)
         uplink = Uplink(address=config.controller, node=config.node, root=config.root, token=config.token)
         self._sync = Sync(
             uplink=uplink,
@@ -91,6 +98,21 @@ class Agent:
             rng=self._rng,
             now=_now,
         )
+        self._direct = Direct(
+            on=config.direct == "on",
+            kernel=kernel,
+            flows=Flows(
+                connections=self._connections,
+                snapshot=lambda: self.snapshot,
+                workload=self._workload_of,
+                listed=kernel.flows,
+                now=_now,
+                monotonic_ns=time.monotonic_ns,
+            ),
+            snapshot=lambda: self.snapshot,
+            workload=self._workload_of,
+            netns=self._netns_of,
+        )
         self._pods = Pods(
             around=Surroundings(
                 kernel=kernel,
@@ -98,6 +120,8 @@ class Agent:
                 certificates=self._certificates,
                 reporting=self._sync,
                 snapshot=lambda: self.snapshot,
+                joined=self._direct.joined,
+                leaving=self._direct.leave,
                 own_netns=Path("/proc/self/ns/net").stat().st_ino,
             ),
             spawn=self._spawn_pod,
@@ -110,6 +134,7 @@ class Agent:
             deaf=self._pods.deaf,
             rng=self._rng,
             now=_now,
+            tunnelled=self._direct.asked,
         )
         access = AccessLog(sys.stdout, level=Level.parse(config.log_level))
         self._access = access
@@ -142,7 +167,8 @@ class Agent:
                     tasks.create_task(self._endpoints.serve(), name="admin"),
                     tasks.create_task(self._sync.run(), name="controller"),
                     tasks.create_task(self._certificates.run(), name="certificates"),
-                    tasks.create_task(refusals.follow(self._kernel.events(), self._names_by_cookie), name="refusals"),
+                    tasks.create_task(self._follow_kernel(), name="kernel events"),
+                    tasks.create_task(self._direct.run(), name="direct"),
                     tasks.create_task(self._follow_pods(adopted), name="pods"),
                 ]
                 await self._stopping.wait()
@@ -151,7 +177,7 @@ class Agent:
             self._access.close()
 
     async def _drain(self, background: list[asyncio.Task[None]]) -> None:
-        log.info("stopping: %d connections may take %.1f s", len(self.counts()), self.config.drain_seconds)
+        log.info("stopping: %d connections may take %.1f s", len(self.engine.counts()), self.config.drain_seconds)
         # No pod is enrolled any more; snapshots still come, and still close what they forbid.
         enrolling = [background[-1], *self._pod_tasks]
         for task in enrolling:
@@ -177,6 +203,7 @@ class Agent:
     def _swap(self, holdings: Holdings) -> None:
         """A new snapshot is in force: what it forbids is closed before anything else runs on the loop."""
         self._decider.swapped()
+        self._direct.swapped()
         self._pods.wake()
 
     def _joined(self) -> None:
@@ -211,7 +238,42 @@ class Agent:
 
     def _workload_of(self, snapshot: Snapshot, instance: str) -> Workload | None:
         pod = self._pods.by_instance.get(instance)
-        return None if pod is None else snapshot.workload_of_pod(instance, pod.namespace, pod.name)
+        # Of adopted pods whose records were not read yet, the instance has to do.
+        namespace, name = (pod.namespace, pod.name) if pod is not None else ("", "")
+        return snapshot.workload_of_pod(instance, namespace, name) if instance else None
+
+    def _netns_of(self, instance: str) -> Path | None:
+        pod = self._pods.by_instance.get(instance)
+        return Path(pod.record.netns) if pod is not None and pod.record is not None else None
+
+    async def _follow_kernel(self) -> None:
+        handlers: dict[type, Callable[[Any], None]] = {
+            DirectOpened: lambda event: self._direct.opened(self._heard(event)),
+            DirectClosed: lambda event: self._direct.closed(
+                self._heard(event, sent=event.sent, received=event.received)
+            ),
+            Mismatch: lambda event: self._direct.mismatched(self._heard(event)),
+        }
+        await refusals.follow(self._kernel.events(), self._names_by_cookie, handlers)
+
+    def _heard(self, event: DirectOpened | DirectClosed | Mismatch, *, sent: int = 0, received: int = 0) -> Heard:
+        return Heard(
+            id=event.id,
+            source=self._instance(event.source),
+            destination=self._instance(event.destination),
+            client=event.client,
+            server=event.server,
+            sent=sent,
+            received=received,
+            opened_ns=0 if isinstance(event, Mismatch) else event.opened_ns,
+        )
+
+    def _instance(self, cookie: int) -> str:
+        """The pod with this netns, also one that has left; empty if no agent of this life knew it. Cookies are never
+        used again."""
+        if cookie not in self._cookies:
+            self._cookies = {slot.cookie: instance for instance, slot in self._kernel.pods().items()}
+        return self._cookies.get(cookie, "")
 
     def _names_by_cookie(self) -> dict[int, str]:
         names = {}
@@ -265,13 +327,16 @@ class Agent:
         return [connection for pod in self._pods.by_instance.values() for connection in pod.older]
 
     def counts(self) -> Mapping[int, tuple[int, int]]:
-        return self.engine.counts()
+        return {**self.engine.counts(), **self._direct.flows.counts()}
 
     def refused(self) -> Mapping[Reason, int]:
         return self.engine.refused
 
     def kernel(self) -> Description:
         return self._kernel.describe()
+
+    def kernel_losses(self) -> tuple[int, int]:
+        return self._kernel.lost_events(), self._direct.unfilled
 
     def kernel_counters(self) -> Mapping[Reason, int]:
         return self._kernel.counters()

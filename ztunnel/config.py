@@ -13,6 +13,8 @@ _DRAIN_SECONDS = 5.0
 # Directions between application and agent in which the kernel hands bytes from socket to socket: `accelerate` of
 # bpf.Kernel.open.
 ACCELERATE = {"none": 0, "to-agent": 1, "both": 3}
+_PODS = 4  # between the pods of a direct connection
+SWITCH = ("on", "off")
 LEVELS = ("debug", "info", "warn", "error")
 
 
@@ -32,7 +34,15 @@ class Config:
     log_level: str = "info"
     drain_seconds: float = _DRAIN_SECONDS
     accelerate: str = "none"
+    direct: str = "off"
+    direct_acceleration: str = "off"
     unload: bool = False
+
+    @property
+    def acceleration(self) -> int:
+        """`accelerate` of bpf.Kernel.open."""
+        pods = _PODS if self.direct == "on" and self.direct_acceleration == "on" else 0
+        return ACCELERATE[self.accelerate] | pods
 
     @property
     def agent_cgroup(self) -> Path:
@@ -67,6 +77,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         choices=ACCELERATE,
         help="hand bytes between application and agent from socket to socket; some socket options of the application "
         "then lose their meaning, see docs/architecture.md (default: %(default)s)",
+    )
+    add(
+        "--direct",
+        default="off",
+        choices=SWITCH,
+        help="let enrolled pods of this node talk from socket to socket, without tunnel, where policy permits it "
+        "(default: %(default)s)",
+    )
+    add(
+        "--direct-acceleration",
+        default="off",
+        choices=SWITCH,
+        help="hand the bytes of direct connections past TCP: faster, but some socket options lose their meaning, see "
+        "docs/architecture.md (default: %(default)s)",
     )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:

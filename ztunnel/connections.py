@@ -44,6 +44,7 @@ class Connection:
     upstream: SocketAddress | None = None  # the workload's own address and port, however it is reached
     hbone: SocketAddress | None = None  # the tunnel's address; None: not through a tunnel
     arrival: Arrival | None = None  # what an inbound permission rests on
+    direct: bool = False  # from socket to socket, in the kernel; both ends are pods of this node
     policy: str = ""  # "<ns>/<name>" of the policy that allowed or denied
     notes: tuple[str, ...] = ()  # of the verdict: dry runs, policies that are listed but not known
     trace: str = ""

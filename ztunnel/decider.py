@@ -15,8 +15,8 @@ from mesh.reason import Reason
 from mesh.snapshot import Snapshot
 from ztunnel import capture, inbound
 from ztunnel.capture import Answer, Rng
-from ztunnel.connections import Connections
-from ztunnel.orders import Captured, Deaf, Ended, Fact, Offered, Opened, Order, Plaintext, Refuse
+from ztunnel.connections import Connection, Connections
+from ztunnel.orders import Captured, Deaf, Ended, Fact, Offered, Opened, Order, Plaintext, Refuse, RelayTunnel
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Decider:
     deaf: Callable[[str], None]
     rng: Rng
     now: Callable[[], datetime]
+    tunnelled: Callable[[Connection], None] = lambda _: None  # told of each outbound one that goes through the tunnel
     _waiting: deque[tuple[float, Question]] = field(default_factory=deque)  # in the order of their deadlines
     _timer: asyncio.TimerHandle | None = None
 
@@ -97,6 +98,11 @@ class Decider:
             log.warning("connection %d to %s: %s", fact.id, fact.pod, note)
         self.connections.begin(answer.connection)
         self.order(answer.order)
+        if isinstance(answer.order, RelayTunnel):
+            try:
+                self.tunnelled(answer.connection)
+            except Exception:  # it goes on, whatever comes of the next one like it
+                log.exception("connection %d was not followed up", fact.id)
 
     def _answer(self, fact: Question) -> Answer:
         snapshot = self.snapshot()

@@ -86,6 +86,8 @@ class Surroundings:
     certificates: Credentialed
     reporting: Reporting
     snapshot: Callable[[], Snapshot]
+    joined: Callable[[str], None] = lambda _: None  # a pod (instance) has been enrolled in the kernel
+    leaving: Callable[[str], None] = lambda _: None  # and is about to be taken out of it
     own_netns: int  # inode of the node's network namespace: a pod in it is host-network, whatever its record says
 
 
@@ -226,6 +228,7 @@ class Pod:
                 around.engine.set_credentials(self.instance, credentials)
             self._reuse = reuse_ports(self._netns, _REUSE)
             around.kernel.enrol(self.instance, self._netns, shape.addresses, listeners)
+            around.joined(self.instance)
             # Before the engine makes sockets of its own in there.
             self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns))
             around.engine.start_pod(self.instance)
@@ -240,6 +243,7 @@ class Pod:
         """A half-made enrolment: out of the kernel first, so that nothing is steered to listeners that are gone. One
         that was adopted stays captured: closed, until it succeeds."""
         if not self.adopted:
+            self.around.leaving(self.instance)
             try:
                 self.around.kernel.unenrol(self.instance)
             except OSError as error:
@@ -250,6 +254,7 @@ class Pod:
     async def _leave(self) -> None:
         """Un-enrol a pod that lives on. What is open goes on; the kernel keeps what those sockets need."""
         served = self._inside is not None
+        self.around.leaving(self.instance)
         self.around.kernel.unenrol(self.instance)
         if self._reuse:
             reuse_ports(self._netns, self._reuse)
@@ -278,6 +283,7 @@ class Pod:
 
     def _go(self) -> None:
         self.around.engine.remove_pod(self.instance)
+        self.around.leaving(self.instance)
         try:
             self.around.kernel.unenrol(self.instance)
         except OSError as error:

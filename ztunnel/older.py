@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +101,27 @@ def destroy(netns: int, connections: Iterable[OlderConnection]) -> None:
     """End these: RST to both ends. One that is gone already is no error; OSError otherwise. Blocks."""
     with _diag(netns) as diag:
         for connection in connections:
-            body = _REQUEST_BODY.pack(connection.family, socket.IPPROTO_TCP, 0, 0, _STATES, connection.id)
-            _send(diag, _SOCK_DESTROY, _REQUEST | _ACK, body)
-            for _ in _replies(diag, missing_ok=True):
-                pass
+            _destroy(diag, connection.family, connection.id)
+
+
+def end(netns: int, ends: Collection[tuple[SocketAddress, SocketAddress]]) -> None:
+    """End the connections with these (local, remote) addresses, whoever has them; OSError. Blocks.
+
+    Each is found first and then named by its cookie: an address alone could mean a listener that is left.
+    """
+    found = [s for s in _dump(netns) if s.state != _LISTEN and (s.local, s.remote) in ends]
+    if not found:
+        return
+    with _diag(netns) as diag:
+        for s in found:
+            _destroy(diag, s.family, s.id)
+
+
+def _destroy(diag: socket.socket, family: int, id_: bytes) -> None:
+    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES, id_)
+    _send(diag, _SOCK_DESTROY, _REQUEST | _ACK, body)
+    for _ in _replies(diag, missing_ok=True):
+        pass
 
 
 def _stays_inside(s: _Socket) -> bool:

@@ -1,4 +1,5 @@
-"""What the kernel side refused, told in the log: once a second and per pod, however many there were."""
+"""What the kernel side tells: refusals go to the log, once a second and per pod, however many there were; the rest to
+whoever wants it."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 
 log = logging.getLogger(__name__)
 
-_INTERVAL = 1.0
+_INTERVAL = 1.0  # between lines
+_LOOK = 0.5  # seconds, also without a wake-up
+_BATCH = 200  # events; then others have their turn
 _MAX_LINES = 20  # per interval; the counters have all of it
 _MAX_EVENTS = 5000
 
@@ -36,7 +39,7 @@ class Ring(Protocol):
 
     @property
     def fd(self) -> int: ...
-    def read(self) -> Iterator[Refusal]: ...
+    def read(self) -> Iterator[Any]: ...
 
 
 def summary(events: Iterable[Refusal], names: Mapping[int, str]) -> list[str]:
@@ -54,17 +57,47 @@ def summary(events: Iterable[Refusal], names: Mapping[int, str]) -> list[str]:
     return lines
 
 
-async def follow(ring: Ring, names: Callable[[], Mapping[int, str]]) -> None:
-    """Log until cancelled."""
+async def follow(
+    ring: Ring, names: Callable[[], Mapping[int, str]], handlers: Mapping[type, Callable[[Any], None]]
+) -> None:
+    """Read until cancelled: refusals are logged, an event of another type goes to its handler. At most half of the time
+    is spent on it; what the ring has no room for meanwhile, the kernel side counts."""
+    loop = asyncio.get_running_loop()
+    refused: list[Refusal] = []
+    told = 0.0
+    while True:
+        await _readable(ring.fd)
+        began = loop.time()
+        for event in islice(ring.read(), _BATCH):
+            handle = handlers.get(type(event))
+            if handle is not None:
+                _guarded(handle, event)
+            elif len(refused) < _MAX_EVENTS:
+                refused.append(event)
+        if refused and loop.time() - told >= _INTERVAL:
+            for line in summary(refused, names()):
+                log.warning("refused in the kernel: %s", line)
+            refused.clear()
+            told = loop.time()
+        await asyncio.sleep(loop.time() - began)
+
+
+async def _readable(fd: int) -> None:
+    """Until there is something, or long enough for what the kernel side did not think worth a wake-up."""
     loop = asyncio.get_running_loop()
     some = asyncio.Event()
-    while True:
-        loop.add_reader(ring.fd, some.set)
-        try:
+    loop.add_reader(fd, some.set)
+    try:
+        async with asyncio.timeout(_LOOK):
             await some.wait()
-        finally:
-            loop.remove_reader(ring.fd)
-        some.clear()
-        for line in summary(islice(ring.read(), _MAX_EVENTS), names()):
-            log.warning("refused in the kernel: %s", line)
-        await asyncio.sleep(_INTERVAL)
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(fd)
+
+
+def _guarded(handle: Callable[[Any], None], event: object) -> None:
+    try:
+        handle(event)
+    except Exception:  # one event that cannot be told is not the end of all others
+        log.exception("event of the kernel side: %r", event)

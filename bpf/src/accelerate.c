@@ -8,19 +8,24 @@
  * charge, message overhead included, is bounded by BUDGET. More read than redirected means bytes that nobody counted:
  * native. */
 
-static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *own, u32 direction) {
+static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *own, u64 peer,
+                                       u32 direction) {
   u32 zero = 0;
   struct settings *config = settings.lookup(&zero);
-  if (!config || !config->accelerate) return;
+  u32 wanted = config ? config->accelerate : 0;
+  if (direction == ACCELERATE_PODS ? !(wanted & ACCELERATE_PODS) : !(wanted & ~ACCELERATE_PODS)) return;
   u64 pointer = (u64)sk;
   struct meter fresh = {};
+  u32 *needs_tcp = options.sk_storage_get(sk, 0, 0);
+  if (needs_tcp && *needs_tcp) fresh.native = 1;
   struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!lane) return;
+  lane->peer = peer;
   lane->direction = direction;
   lane->state = LANE_NATIVE;
   if (consumed.update(&pointer, &fresh) || ends.update(own, &pointer)) return;
   long error = accelerated.sock_hash_update(s, own, BPF_ANY);
-  if (!error) lane->state = LANE_OPEN;
+  if (!error && !fresh.native) lane->state = LANE_OPEN;
   watch_close(s);
 }
 
@@ -42,10 +47,11 @@ int message(struct sk_msg_md *m) {
   struct bpf_sock *own = m->sk;
   struct lane *lane = own ? lanes.sk_storage_get(own, 0, 0) : 0;
   if (!lane || lane->state == LANE_NATIVE) return SK_PASS;
+  if (lane->state == LANE_SHUT) return SK_DROP;
   struct settings *config = settings.lookup(&zero);
   if (!config || !(config->accelerate & lane->direction)) goto native;
   struct tuple peer = {};
-  peer.netns = bpf_get_netns_cookie(m);
+  peer.netns = lane->peer;
   if (m->family == AF_INET) {
     MAP4(peer.local, m->remote_ip4);
     MAP4(peer.remote, m->local_ip4);
@@ -61,15 +67,21 @@ int message(struct sk_msg_md *m) {
   if (lane->reader && lane->reader != sk) goto native;
   lane->reader = sk;
   struct meter *meter = consumed.lookup(&sk);
-  if (!meter) goto native;
+  if (!meter || meter->native) goto native;
   u64 read = meter->bytes;
   if (read > lane->sent) goto native;
-  if (read == lane->sent) lane->charged = 0;
+  if (read >= lane->mark) {                                /* all that was charged before the mark has been read */
+    lane->charged -= lane->before;
+    lane->before = lane->charged;
+    lane->mark = lane->sent;
+  }
   if (lane->charged + size + OVERHEAD > BUDGET) goto native;
+  if (accelerated.msg_redirect_hash(m, &peer, BPF_F_INGRESS) != SK_PASS) goto native; /* it is just closing */
   lane->charged += size + OVERHEAD;
   lane->sent += size;
   lane->messages++;
-  return accelerated.msg_redirect_hash(m, &peer, BPF_F_INGRESS);
+  __sync_fetch_and_add(&meter->moved, size);
+  return SK_PASS;
 native:
   lane->state = LANE_NATIVE;
   return SK_PASS;
@@ -83,7 +95,28 @@ int received(struct bpf_raw_tracepoint_args *ctx) {
   struct meter *meter = length > 0 ? consumed.lookup(&sk) : 0;
   if (!meter || flags & (MSG_PEEK | MSG_ERRQUEUE)) return 0;
   __sync_fetch_and_add(&meter->bytes, length);
+  if (flags & MSG_WAITALL) meter->native = 1;              /* this one came back early; those to come will not */
   return 0;
+}
+
+/* Options that a socket which is handed messages cannot honour. Accepted sockets inherit them, as they do the option. */
+int setsockopt(struct bpf_sockopt *ctx) {
+  int level = ctx->level, name = ctx->optname;
+  int socket = level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_ZEROCOPY || name == SO_PEEK_OFF ||
+                                       name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING ||
+                                       name == SO_TIMESTAMP_NEW || name == SO_TIMESTAMPNS_NEW ||
+                                       name == SO_TIMESTAMPING_NEW);
+  int tcp = level == IPPROTO_TCP && (name == TCP_ULP || name == TCP_REPAIR || name == TCP_INQ);
+  struct bpf_sock *sk = ctx->sk;
+  if (!sk || (!socket && !tcp) || sk->protocol != IPPROTO_TCP) return 1;
+  u32 *needs_tcp = options.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (needs_tcp) *needs_tcp = 1;
+  u64 pointer = (u64)sk;
+  struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
+  struct meter *meter = consumed.lookup(&pointer);
+  if (lane && lane->state == LANE_OPEN) lane->state = LANE_NATIVE;
+  if (meter) meter->native = 1;
+  return 1;
 }
 
 int received_stub(struct bpf_raw_tracepoint_args *ctx) {

@@ -39,6 +39,23 @@ static __always_inline int agent_connects(struct bpf_sock_addr *ctx, const struc
   return PASS;
 }
 
+/* PASS: as decided by policy, the destination stands. */
+static __always_inline int go_direct(struct bpf_sock_addr *ctx, const struct tuple *to, const struct judgement *found) {
+  if (found->reason) {
+    refused(to, found->reason);
+    return REFUSE;
+  }
+  struct asked *asked = over_quota(to->netns) ? 0 : remember(ctx, DIRECT);
+  if (!asked) {
+    refused(to, MAP_FULL);
+    return REFUSE;
+  }
+  asked->key.netns = found->destination;
+  asked->generation = found->generation;
+  asked->accelerate = found->accelerate;
+  return PASS;
+}
+
 static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple *to) {
   struct pod *pod = pods.lookup((u64 *)&to->netns);
   if (!pod || over_quota(to->netns)) {
@@ -96,6 +113,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   struct prefix prefix = {.bits = 128};
   MOVE6(prefix.ip, to->local);
   if (bypass.lookup(&prefix)) return PASS;
+  struct judgement found = {};
+  if (judge(to->netns, to, &found)) return go_direct(ctx, to, &found);
   return capture(ctx, to);
 }
 

@@ -25,6 +25,11 @@ static __always_inline void from_server(struct bpf_sock_ops *s, struct tuple *ke
   key->remote_port = bpf_ntohl(s->remote_port);
 }
 
+/* The bytes of a direct flow are read off as they are acknowledged, on both ends. */
+static __always_inline void watch_bytes(struct bpf_sock_ops *s) {
+  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
 static __always_inline void watch_close(struct bpf_sock_ops *s) {
   bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }

@@ -47,6 +47,8 @@ struct settings {
   u32 kubelet_level;
   u32 quota;                /* connections that one pod may have open: captured, or to itself */
   u32 accelerate;           /* ACCELERATE_*; 0: every byte goes by TCP */
+  u32 generation;           /* of targets and verdicts: those of another one are misses */
+  u32 direct;               /* 0: no connection takes the direct path */
 };
 
 struct asked {              /* per socket: what the hooks remember from connect() to close() */
@@ -56,11 +58,63 @@ struct asked {              /* per socket: what the hooks remember from connect(
   u32 port;
   u16 kind;
   u16 holds;
+  u32 generation;           /* DIRECT: by which it was allowed */
+  u32 accelerate;           /* DIRECT: 1 if both pods want it */
+};
+
+struct target {             /* a pod that connections of this node's pods reach directly, by its address */
+  u64 netns;                /* the cookie that has to sign */
+  u32 generation;
+  u16 mode;                 /* OPEN: any source, any port; LISTED: see verdicts */
+  u16 accelerate;
+};
+
+struct pair {               /* key of a verdict */
+  u64 source;               /* netns cookies */
+  u64 destination;
+  u32 port;
+  u32 pad;
+};
+
+struct verdict {
+  u32 generation;
+  u32 reason;               /* 0: allowed */
+};
+
+struct direct {             /* a direct flow; its key is a tuple, where netns is the destination's */
+  u64 holder;               /* cookie of the source's socket: names the flow, and its closing removes the entry */
+  u64 source;               /* cookie of the source's netns */
+  u64 opened;               /* CLOCK_MONOTONIC, ns */
+  u64 sent;                 /* bytes by TCP, source to destination, as far as acknowledged */
+  u64 received;
+  u32 generation;           /* by which it was allowed last */
+  u16 state;                /* DIRECT_*, bits */
+  u16 accelerate;
+};
+
+struct happening {          /* of a direct flow; begins as struct event does */
+  u64 netns;                /* of the destination */
+  u32 local[4];
+  u32 remote[4];
+  u16 local_port;
+  u16 remote_port;
+  u32 reason;               /* MISMATCH, or OK */
+  u64 source;
+  u64 id;
+  u64 opened;
+  u64 sent;
+  u64 received;
+  u32 generation;
+  u16 what;                 /* HAPPENED_* */
+  u16 accelerated;          /* 1: bytes went from socket to socket */
 };
 
 struct lane {               /* per socket of an accelerated leg: the direction that it sends in */
+  u64 peer;                 /* cookie of the netns of the other end */
   u64 reader;               /* address of the reading socket, key of `consumed`; 0: not known yet */
-  u64 charged;              /* bytes redirected plus OVERHEAD for each message */
+  u64 charged;              /* bytes redirected plus OVERHEAD for each message, as far as they may be unread */
+  u64 before;               /* of that, what was sent before the mark */
+  u64 mark;                 /* a former value of `sent` */
   u64 messages;             /* redirected */
   u64 sent;                 /* bytes redirected */
   u32 state;                /* LANE_* */
@@ -69,6 +123,8 @@ struct lane {               /* per socket of an accelerated leg: the direction t
 
 struct meter {              /* per reading socket */
   u64 bytes;                /* received by the application, peeks left out */
+  u64 moved;                /* redirected to this socket */
+  u64 native;               /* not 0: what this reader does needs TCP */
 };
 
 struct event {
@@ -80,11 +136,14 @@ struct event {
   u32 reason;
 };
 
-enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED };
-enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8 };
+enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED, DIRECT, DIRECT_SERVED };
+enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8, HOLDS_DIRECT = 16 };
 enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
-enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2 };
-enum lane_state { LANE_OPEN, LANE_NATIVE };
+enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4 };
+enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
+enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
+enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2 };
+enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3 };
 
 #define OUTBOUND_PORT 15001
 #define PLAINTEXT_PORT 15006
@@ -92,6 +151,7 @@ enum lane_state { LANE_OPEN, LANE_NATIVE };
 #define SPREAD6_FIRST 20480 /* IPv6 has one loopback address: captured connections are spread over these ports of ::1 */
 #define SPREAD6_PORTS 1024
 #define MAX_PODS 1024
-#define REASONS 32          /* the kernel side owns 1-31 of mesh.reason */
+#define REASONS 64          /* the kernel side owns 1-31 of mesh.reason, and counts policy's too */
+#define LOST_EVENTS 0       /* counters[0]: events that the ring had no room for */
 #define OVERHEAD 1024       /* a redirected message costs about this much memory, however small it is */
 #define BUDGET (1 << 20)    /* unread charge from which a direction is native */

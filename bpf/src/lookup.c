@@ -74,5 +74,7 @@ int lookup(struct bpf_sk_lookup *ctx) {
   /* IPv4: the kernel drops such packets from outside as martians. IPv6 does not: only a recorded flow passes. */
   if (is_v4(syn.local) && is_same(syn.local, syn.remote)) return SK_PASS;
   if (recorded(&syn)) return SK_PASS;
+  int signature = sign(&syn);
+  if (signature) return signature - 1;
   return give(ctx, &syn, PLAINTEXT4);
 }

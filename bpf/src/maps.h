@@ -24,10 +24,17 @@ BPF_F_TABLE("hash", u64, struct endpoint, announced, 65536, BPF_F_NO_PREALLOC); 
 BPF_F_TABLE("hash", struct tuple, struct endpoint, clients, 65536, BPF_F_NO_PREALLOC);
 
 BPF_TABLE("percpu_array", u32, u64, counters, REASONS);
-BPF_RINGBUF_OUTPUT(events, 16);
+BPF_RINGBUF_OUTPUT(events, 128);
 
-/* Acceleration of the loopback leg */
+/* The direct path. Filled by the agent under settings.generation; `directs` by the programs, emptied as sockets close. */
+BPF_F_TABLE("hash", struct place, struct target, targets, 16 * MAX_PODS, BPF_F_NO_PREALLOC); /* netns of the key: 0 */
+BPF_F_TABLE("hash", u64, u32, sources, MAX_PODS, BPF_F_NO_PREALLOC);        /* who may dial directly -> 1: accelerated */
+BPF_F_TABLE("hash", struct pair, struct verdict, verdicts, 65536, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct tuple, struct direct, directs, 131072, BPF_F_NO_PREALLOC);
+
+/* Acceleration: of the loopback leg, and of direct flows */
 BPF_SK_STORAGE(lanes, struct lane);
+BPF_F_TABLE("sk_storage", int, u32, options, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE); /* set by the application: needs TCP */
 BPF_SOCKHASH(accelerated, struct tuple, 65536);
 BPF_F_TABLE("hash", struct tuple, u64, ends, 65536, BPF_F_NO_PREALLOC);     /* a socket's own side -> its address */
 BPF_F_TABLE("hash", u64, struct meter, consumed, 65536, BPF_F_NO_PREALLOC);

@@ -7,4 +7,6 @@ enum reason {
   MAP_FULL = 4,
   UNROUTABLE_SOCKET = 5,
   UNAUTHENTICATED = 6,
+  MISMATCH = 7,
+  STALE_VERDICT = 8,
 };

@@ -5,9 +5,16 @@
 static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *asked) {
   struct tuple *key = &asked->key;
   u64 cookie = bpf_get_socket_cookie(s);
-  key->netns = asked->kind == PROBE ? 0 : bpf_get_netns_cookie(s);
+  if (asked->kind != DIRECT) key->netns = asked->kind == PROBE ? 0 : bpf_get_netns_cookie(s);
   from_client(s, key);
   struct tuple at = *key;
+  if (asked->kind == DIRECT) {
+    if (!record(s, &at, asked, cookie)) return;
+    asked->holds = HOLDS_DIRECT | HOLDS_QUOTA;
+    charge(bpf_get_netns_cookie(s));
+    watch_close(s);
+    return;
+  }
   /* lookup.c lets IPv4 pass where both ends are one address; nothing need be recorded */
   if (asked->kind == LOCAL && is_v4(at.local) && is_same(at.local, at.remote)) return;
   if (asked->kind == CAPTURED) {
@@ -48,6 +55,11 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   key.netns = bpf_get_netns_cookie(s);
   if (!enrolled.lookup(&key.netns)) return;
   from_server(s, &key);
+  struct direct *flow = directs.lookup(&key);
+  if (flow && flow->state & DIRECT_SIGNED) {
+    arrived(s, &key, flow);
+    return;
+  }
   struct destination *to = captured.lookup(&key);
   struct endpoint *client = to ? 0 : clients.lookup(&key);
   if (!to && !client) return;
@@ -70,23 +82,28 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
     asked->port = client->port;
     clients.delete(&key);
   }
-  accelerate(s, sk, &key, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
+  accelerate(s, sk, &key, key.netns, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
   struct tuple key = {};
+  if (asked->kind == DIRECT) {
+    reached(s, sk, asked);
+    return;
+  }
   if (asked->kind != CAPTURED && asked->kind != LAST_HOP) return;
   key.netns = asked->key.netns;
   from_server(s, &key);
-  accelerate(s, sk, &key, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
+  accelerate(s, sk, &key, key.netns, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
 }
 
-static __always_inline void closed(struct bpf_sock_ops *s, struct asked *asked) {
+static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
   struct tuple key = asked->key;
   u64 cookie = bpf_get_socket_cookie(s);
   u16 holds = asked->holds;
   asked->holds = 0;
-  if (holds & HOLDS_QUOTA) discharge(key.netns);
+  if (holds & HOLDS_QUOTA) discharge(asked->kind == DIRECT ? bpf_get_netns_cookie(s) : key.netns);
+  if (holds & HOLDS_DIRECT) parted(s, sk, &key, cookie);
   if (holds & HOLDS_CAPTURED) {
     struct destination *to = captured.lookup(&key);
     if (to && to->holder == cookie) captured.delete(&key);
@@ -104,16 +121,20 @@ int sockops(struct bpf_sock_ops *s) {
     accepted(s);
     return 0;
   }
+  if (s->op == BPF_SOCK_OPS_RTT_CB) {
+    progressed(s);
+    return 0;
+  }
   int starts = s->op == BPF_SOCK_OPS_TCP_CONNECT_CB, opens = s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
   int ends_here = s->op == BPF_SOCK_OPS_STATE_CB && s->args[1] == BPF_TCP_CLOSE;
   if (!starts && !opens && !ends_here) return 0;
   struct bpf_sock *sk = s->sk;
   if (!sk) return 0;
-  if (ends_here) slow_down(s, sk);
   struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
-  if (!asked || asked->kind == NOTHING) return 0;
+  if (ends_here && asked) closed(s, sk, asked);
+  if (ends_here) slow_down(s, sk);
+  if (ends_here || !asked || asked->kind == NOTHING) return 0;
   if (starts) connecting(s, asked);
-  else if (opens) established(s, sk, asked);
-  else closed(s, asked);
+  else established(s, sk, asked);
   return 0;
 }

@@ -173,6 +173,7 @@ def _workloads(
             policies=tuple(sorted(attached)),
             locality=localities.get(pod.spec.node_name, Locality()),
             settings=settings,
+            namespace_labels=namespaces.get(namespace, {}),
         )
         draft.add(made, key_of(pod))
     return {node: frozenset(ids) for node, ids in identities.items()}, pods

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from controller.translate.settings import Settings
 from mesh.model import (
@@ -20,6 +21,8 @@ from mesh.resources import Node, Pod
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 SIDECAR_STATUS = "sidecar.istio.io/status"
 MANAGED = "gateway.istio.io/managed"
+DIRECT = "gossamer.io/direct"
+ACCELERATION = "gossamer.io/acceleration"
 
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
@@ -45,6 +48,7 @@ def convert(
     policies: tuple[str, ...],
     locality: Locality,
     settings: Settings,
+    namespace_labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Workload:
     """`captured`: its labels ask for it (`capture_refusal`); `enrolled`: its node's agent has reported that it is."""
     kind, name = owner(pod)
@@ -71,6 +75,8 @@ def convert(
         locality=locality,
         services=services,
         authorization_policies=policies,
+        direct=not _off(DIRECT, labels, namespace_labels),
+        acceleration=not _off(ACCELERATION, labels, namespace_labels),
     )
 
 
@@ -93,6 +99,12 @@ def asks_for_capture(pod: Pod, namespace_labels: Mapping[str, str]) -> bool:
     """Pod label ambient; or namespace label ambient and pod label not none."""
     own = pod.metadata.labels.get(DATAPLANE_MODE)
     return own == "ambient" or (own != "none" and namespace_labels.get(DATAPLANE_MODE) == "ambient")
+
+
+def _off(label: str, own: Mapping[str, str], of_namespace: Mapping[str, str]) -> bool:
+    """The pod's label goes before its namespace's; what is neither `on` nor `off` is as if it were not there."""
+    said = (labels.get(label) for labels in (own, of_namespace))
+    return next((value for value in said if value in ("on", "off")), "on") == "off"
 
 
 def capture_refusal(pod: Pod, settings: Settings) -> str:

@@ -3,12 +3,14 @@
 none            nothing attached: the pods' cgroups are outside the nodes', so no program of ours sees them
 unenrolled      our agents run and their hooks are attached around these pods, which are not enrolled
 gossamer        enrolled: captured in the client's pod, HBONE with mutual TLS to the server's
+direct          enrolled, on one node, under a policy that allows the client alone: from socket to socket
 envoy-tcp       Envoy beside each application: plaintext on loopback, one mTLS connection for each of the client's
 envoy-hbone     the same, but one HTTP/2 CONNECT stream for each, over shared mTLS connections
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,10 +20,10 @@ from deploy.bench import authority, envoy, load
 from deploy.bench.envoy import Config, Endpoint, Envoy
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import Ground, Pair
-from deploy.bench.mesh import Mesh
+from deploy.bench.mesh import APP_PORT, Mesh
 
-APP_PORT = 7000
 _HBONE_PORT = 15008
+_LISTED_S = 5.0  # the agent hears of direct connections twice a second
 _CLIENT, _SERVER = "spiffe://cluster.local/ns/bench/sa/client", "spiffe://cluster.local/ns/bench/sa/server"
 
 
@@ -86,18 +88,31 @@ def _unenrolled(setting: Setting, stack: ExitStack) -> Lane:
 
 
 def _gossamer(setting: Setting, stack: ExitStack) -> Lane:
+    return _enrolled(setting, stack, protocol="HBONE", crosses=_HBONE_PORT)
+
+
+def _direct(setting: Setting, stack: ExitStack) -> Lane:
+    return _enrolled(setting, stack, protocol="DIRECT", crosses=APP_PORT)
+
+
+def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int) -> Lane:
     mesh = setting.mesh()
     stack.enter_context(load.serving(setting.program, mesh.ambient.server, APP_PORT))
     dial = Endpoint(host=mesh.ambient.server.address, port=APP_PORT)
 
     def prove() -> dict[str, str]:
-        listed = mesh.connections()
-        live = [one for one in listed if one["destination"]["address"] == str(dial) and one["protocol"] == "HBONE"]
-        if not live:
-            raise BenchError(f"the client's agent lists no HBONE connection to {dial}, only {listed}")
+        end = time.monotonic() + _LISTED_S
+        while True:
+            listed = mesh.connections()
+            live = [one for one in listed if one["destination"]["address"] == str(dial) and one["protocol"] == protocol]
+            if live:
+                break
+            if time.monotonic() > end:
+                raise BenchError(f"the client's agent lists no {protocol} connection to {dial}, only {listed}")
+            time.sleep(0.05)
         return {end: str(live[0][end]["identity"]) for end in ("source", "destination")}
 
-    return Lane(pair=mesh.ambient, dial=dial, crosses=_HBONE_PORT, proxies=mesh.agents, prove=prove)
+    return Lane(pair=mesh.ambient, dial=dial, crosses=crosses, proxies=mesh.agents, prove=prove)
 
 
 def _envoy_tcp(setting: Setting, stack: ExitStack) -> Lane:
@@ -180,4 +195,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="gossamer", title="gossamer", prepare=_gossamer),
     Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
     Column(name="envoy-hbone", title="Envoy HBONE", prepare=_envoy_hbone),
+)
+DIRECT_COLUMNS: tuple[Column, ...] = (
+    Column(name="none", title="nothing attached", prepare=_nothing),
+    Column(name="unenrolled", title="un-enrolled beside", prepare=_unenrolled),
+    Column(name="direct", title="gossamer direct", prepare=_direct),
+    Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
 )

@@ -1,4 +1,4 @@
-"""`gossamer bench tunnel`: read the options, run, report. Exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
+"""`gossamer bench KIND`: read the options, run, report. Exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -14,37 +15,64 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deploy.bench import report, rounds
-from deploy.bench.columns import COLUMNS, Column
+from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import figures
 from deploy.bench.rounds import Outcome, Plan
 from deploy.lab.fault import LabError
+
+_NEEDS = "Needs root. Figures are ratios within this run: a shared machine shifts all columns."
 
 
 def register(subparsers: Any) -> None:
     """Add `bench` to the command line; the parsed arguments' `run` takes them and returns the exit status."""
     bench = subparsers.add_parser("bench", help="measure what the mesh costs on this machine")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
-    tunnel = kinds.add_parser(
-        "tunnel",
-        help="cross-node traffic: nothing, our tunnel, Envoy",
-        description="Cross-node TCP with nothing attached, beside and inside the mesh, and through pairs of Envoys, in "
-        "interleaved rounds. Needs root. Figures are ratios within this run: a shared machine shifts all columns.",
+    _kind(
+        kinds.add_parser(
+            "tunnel",
+            help="cross-node traffic: nothing, our tunnel, Envoy",
+            description="Cross-node TCP with nothing attached, beside and inside the mesh, through pairs of Envoys, "
+            f"in interleaved rounds. {_NEEDS}",
+        ),
+        COLUMNS,
+        streams=(1,),
+        together=False,
     )
-    names = [column.name for column in COLUMNS]
-    tunnel.add_argument("--columns", type=_columns, default=COLUMNS, metavar="A,B,…", help=f"of {', '.join(names)}")
-    tunnel.add_argument("--baseline", choices=names, help="column that ratios refer to (default: the first)")
-    tunnel.add_argument("--rounds", type=_count, help="interleaved rounds (default 5; 2 with --quick)")
-    tunnel.add_argument("--seconds", type=_seconds, help="per measurement (default 2; 0.5 with --quick)")
-    tunnel.add_argument("--threads", type=_count, default=1, help="data-path threads of every proxy (default 1)")
-    tunnel.add_argument("--connections", type=_counts, default=(1, 16, 64), metavar="N,…", help="of the echo (1,16,64)")
-    tunnel.add_argument("--sizes", type=_counts, metavar="BYTES,…", help="of the echo's messages (100,4096)")
-    tunnel.add_argument("--streams", type=_counts, default=(1,), metavar="N,…", help="bulk streams at a time (1)")
-    tunnel.add_argument("--callers", type=_count, default=4, help="threads that open new connections (4)")
-    tunnel.add_argument("--held", type=_count, default=64, help="connections to read memory with (64)")
-    tunnel.add_argument("--quick", action="store_true", help="a first impression in about a minute: 100 bytes only")
-    tunnel.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    tunnel.set_defaults(run=run)
+    _kind(
+        kinds.add_parser(
+            "direct",
+            help="same-node traffic: nothing, our direct path, Envoy",
+            description="TCP between two pods of one node with nothing attached, beside and inside the mesh (socket to "
+            f"socket, under policy), and through a pair of Envoys, in interleaved rounds. {_NEEDS}",
+        ),
+        DIRECT_COLUMNS,
+        streams=(1, 8),
+        together=True,
+    )
+
+
+def _kind(
+    parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, streams: tuple[int, ...], together: bool
+) -> None:
+    names = [column.name for column in columns]
+    add = parser.add_argument
+    add("--columns", type=_columns(columns), default=columns, metavar="A,B,…", help=f"of {', '.join(names)}")
+    add("--baseline", choices=names, help="column that ratios refer to (default: the first)")
+    add("--rounds", type=_count, help="interleaved rounds (default 5; 2 with --quick)")
+    add("--seconds", type=_seconds, help="per measurement (default 2; 0.5 with --quick)")
+    add("--threads", type=_count, default=1, help="data-path threads of every proxy (default 1)")
+    add("--connections", type=_counts, default=(1, 16, 64), metavar="N,…", help="of the echo (1,16,64)")
+    add("--sizes", type=_counts, metavar="BYTES,…", help="of the echo's messages (100,4096)")
+    shown = ",".join(map(str, streams))
+    add("--streams", type=_counts, default=streams, metavar="N,…", help=f"bulk streams at a time ({shown})")
+    add("--callers", type=_count, default=4, help="threads that open new connections (4)")
+    add("--held", type=_count, default=64, help="connections to read memory with (64)")
+    add("--quick", action="store_true", help="a first impression in about a minute: 100 bytes only")
+    add("-o", "--output", choices=("table", "json"), default="table")
+    if together:
+        add("--acceleration", choices=("on", "off"), default="off", help="--direct-acceleration of the agent (off)")
+    parser.set_defaults(run=run, together=together)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,6 +116,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         seconds=arguments.seconds or (0.5 if quick else 2.0),
         threads=arguments.threads,
         held=arguments.held,
+        kind=arguments.kind,
+        together=arguments.together,
+        agent=("--direct", "on", "--direct-acceleration", arguments.acceleration) if arguments.together else (),
     )
 
 
@@ -107,13 +138,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _columns(text: str) -> tuple[Column, ...]:
-    known = {column.name: column for column in COLUMNS}
-    wanted = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [word for word in wanted if word not in known]
-    if unknown or not wanted:
-        raise argparse.ArgumentTypeError(f"{text!r}: columns are {', '.join(known)}")
-    return tuple(known[word] for word in dict.fromkeys(wanted))
+def _columns(known: tuple[Column, ...]) -> Callable[[str], tuple[Column, ...]]:
+    by_name = {column.name: column for column in known}
+
+    def parse(text: str) -> tuple[Column, ...]:
+        wanted = [word.strip() for word in text.split(",") if word.strip()]
+        unknown = [word for word in wanted if word not in by_name]
+        if unknown or not wanted:
+            raise argparse.ArgumentTypeError(f"{text!r}: columns are {', '.join(by_name)}")
+        return tuple(by_name[word] for word in dict.fromkeys(wanted))
+
+    return parse
 
 
 def _counts(text: str) -> tuple[int, ...]:

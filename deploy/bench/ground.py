@@ -29,7 +29,7 @@ _SETTINGS = {"net/ipv4/tcp_tw_reuse": "1", "net/ipv4/ip_local_port_range": "1638
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A client pod on the first node, a server pod on the second."""
+    """A client pod on the first node, a server pod on the second, or on the first as well."""
 
     client: Seat
     server: Seat
@@ -49,22 +49,30 @@ class Pod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Two nodes that are up; pairs of pods are added to them."""
+    """Two nodes that are up; pairs of pods are added to them. `together`: both pods of a pair on the first."""
 
     layout: Layout
     nodes: tuple[Machine, Machine]
+    together: bool = False
+
+    @property
+    def homes(self) -> tuple[Machine, Machine]:
+        """Where the client and the server of a pair live."""
+        return (self.nodes[0], self.nodes[0]) if self.together else self.nodes
 
     def pair(self, place: Callable[[Machine, Pod], Path] | None = None, *, namespace: str = "bare") -> Pair:
         """Make the pods `client` and `server` of a namespace. `place` names the cgroup of each; without it they sit
         outside the nodes' cgroups, where nothing is attached."""
         return Pair(
             client=self._pod(0, Pod(namespace=namespace, name="client"), place),
-            server=self._pod(1, Pod(namespace=namespace, name="server"), place),
+            server=self._pod(0 if self.together else 1, Pod(namespace=namespace, name="server"), place),
         )
 
     def _pod(self, index: int, pod: Pod, place: Callable[[Machine, Pod], Path] | None) -> Seat:
         node, layout = self.nodes[index], self.layout
         number = 2 + sum(1 for name in fabric.leftovers(layout) if name.startswith(layout.pod_netns("", pod.name)[:-1]))
+        if self.together and pod.name == "server":
+            number += 100
         addresses = str(layout.node_pods4(index)[number]), str(layout.node_pods6(index)[number])
         fabric.make_pod(layout, pod.namespace, pod.name, node, addresses)
         seat = Seat(
@@ -78,7 +86,7 @@ class Ground:
 
 
 @contextmanager
-def ground(number: int) -> Iterator[Ground]:
+def ground(number: int, *, together: bool = False) -> Iterator[Ground]:
     """Make the ground (number: this process' pid), and leave nothing of it, nor of earlier ones that were killed."""
     for dead in sorted(_left_behind()):
         remove(Layout(name=f"bench{dead}"))
@@ -91,7 +99,7 @@ def ground(number: int) -> Iterator[Ground]:
             fabric.make_machine(layout, node)
         for node in nodes:
             fabric.set_routes(layout, node, nodes)
-        yield Ground(layout=layout, nodes=(nodes[0], nodes[1]))
+        yield Ground(layout=layout, nodes=(nodes[0], nodes[1]), together=together)
     finally:
         remove(layout)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from deploy.lab import agents, fabric
 from deploy.lab.fabric import Machine
 from deploy.lab.layout import NETNS
 
+APP_PORT = 7000
 _DEADLINE_S = 90.0  # the first start on a machine compiles the programs of the kernel side
 _LABELS: Mapping[str, dict[str, str]] = {"plain": {}, "ambient": {"istio.io/dataplane-mode": "ambient"}}
 
@@ -47,8 +48,9 @@ class Mesh:
         return list((answer or {}).get("connections", ()))
 
 
-def bring_up(ground: Ground) -> Mesh:
-    """Start everything and wait until it is as the labels ask; removing the ground removes it."""
+def bring_up(ground: Ground, arguments: Sequence[str] = ()) -> Mesh:
+    """Start everything, the agents with more `arguments`, and wait until it is as the labels ask; removing the ground
+    removes it."""
     layout = ground.layout
     for directory in (layout.cluster, layout.logs, layout.control):
         directory.mkdir(parents=True, exist_ok=True)
@@ -65,12 +67,12 @@ def bring_up(ground: Ground) -> Mesh:
 
     pairs = {namespace: ground.pair(place, namespace=namespace) for namespace in _LABELS}
     _write_objects(ground, pairs)
-    _start(ground)
+    _start(ground, arguments)
     _until("the agents to be ready and the pods to be enrolled", lambda: _waits_for(ground))
     return Mesh(ground=ground, plain=pairs["plain"], ambient=pairs["ambient"])
 
 
-def _start(ground: Ground) -> None:
+def _start(ground: Ground, arguments: Sequence[str]) -> None:
     layout = ground.layout
     v4, v6 = layout.control_addresses
     control = Machine(name="control", netns=layout.control_netns, address4=v4, address6=v6)
@@ -80,7 +82,7 @@ def _start(ground: Ground) -> None:
     root = layout.control / "state" / "ca.crt"
     _until("the controller", lambda: "" if root.exists() else _tail(layout.logs / "controller.log"))
     for node in ground.nodes:
-        agents.start_agent(layout, node, arguments=("--log-level", "warn"))
+        agents.start_agent(layout, node, arguments=("--log-level", "warn", *arguments))
 
 
 def _waits_for(ground: Ground) -> str:
@@ -122,7 +124,7 @@ def _write_objects(ground: Ground, pairs: Mapping[str, Pair]) -> None:
         objects.append(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": _LABELS[namespace]}}
         )
-        for node, name, seat in zip(ground.nodes, ("client", "server"), (pair.client, pair.server), strict=True):
+        for node, name, seat in zip(ground.homes, ("client", "server"), (pair.client, pair.server), strict=True):
             pod = Pod(namespace=namespace, name=name)
             meta = {"namespace": namespace, "name": name}
             objects.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
@@ -130,7 +132,32 @@ def _write_objects(ground: Ground, pairs: Mapping[str, Pair]) -> None:
             netns = str(NETNS / layout.pod_netns(namespace, name))
             record = {"instance": pod.uid, "namespace": namespace, "name": name, "netns": netns}
             (layout.pod_records(node.name) / f"{pod.uid}.json").write_text(json.dumps(record))
+    if ground.together:
+        objects += _policy()
     (layout.cluster / "bench.yaml").write_text(yaml.safe_dump_all(objects))
+
+
+def _policy() -> list[dict[str, Any]]:
+    """Only the client may reach the server. The Service leads to its port, so that this is decided ahead."""
+    principal = "cluster.local/ns/ambient/sa/client"
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"namespace": "ambient", "name": "server"},
+            "spec": {"clusterIP": "None", "selector": {"app": "server"}, "ports": [{"port": APP_PORT}]},
+        },
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"namespace": "ambient", "name": "client-only"},
+            "spec": {
+                "selector": {"matchLabels": {"app": "server"}},
+                "action": "ALLOW",
+                "rules": [{"from": [{"source": {"principals": [principal]}}]}],
+            },
+        },
+    ]
 
 
 def _node(node: Machine) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     """Everything, rounds' samples included. Keys are stable; see docs/benchmarks.md."""
     plan = outcome.plan
     return {
-        "bench": "tunnel",
+        "bench": plan.kind,
         "correct": True,
         "baseline": plan.baseline,
         "rounds": plan.rounds,
@@ -73,7 +73,7 @@ def _memory(found: Memory) -> dict[str, float]:
 def table(outcome: Outcome) -> RenderableType:
     """Medians, and beside them the median of ratios to the baseline. The whole machine's CPU is in JSON only."""
     plan = outcome.plan
-    grid = Table(title="gossamer bench tunnel", header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    grid = Table(title=f"gossamer bench {outcome.plan.kind}", header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
     grid.add_column("", no_wrap=True)
     for column in plan.columns:
         grid.add_column(column.title, justify="right")

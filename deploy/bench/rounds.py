@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench import figures, load, usage
-from deploy.bench.columns import APP_PORT, Column, Lane, Setting
+from deploy.bench.columns import Column, Lane, Setting
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import Figure, Sample
 from deploy.bench.ground import ground
-from deploy.bench.mesh import bring_up
+from deploy.bench.mesh import APP_PORT, bring_up
 from deploy.bench.usage import Memory
 
 
@@ -31,6 +31,9 @@ class Plan:
     seconds: float
     threads: int
     held: int
+    kind: str = "tunnel"
+    together: bool = False  # client and server on one node
+    agent: tuple[str, ...] = ()  # more arguments of our agents
 
     @property
     def steps(self) -> int:
@@ -88,10 +91,10 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
     program = load.compiled()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
-        site = stack.enter_context(ground(number))
+        site = stack.enter_context(ground(number, together=plan.together))
         bare = site.pair()
         stack.enter_context(load.serving(program, bare.server, APP_PORT))
-        mesh = functools.cache(lambda: bring_up(site))
+        mesh = functools.cache(lambda: bring_up(site, plan.agent))
         setting = Setting(ground=site, bare=bare, program=program, directory=directory, threads=plan.threads, mesh=mesh)
         lanes = {}
         for column in plan.columns:

@@ -311,12 +311,14 @@ class Lab:
         return self.layout.container_log(namespace, pod["metadata"]["name"], name)
 
     # --- faults -----------------------------------------------------------------------------------
-    def restart_agent(self, node: str, *, wait: bool = True, timeout: float = 60.0) -> None:
-        """SIGTERM, wait for it to drain, start it again. Starts one that does not run. With `wait`, until it is ready
-        and its pods are enrolled."""
+    def restart_agent(
+        self, node: str, *, wait: bool = True, timeout: float = 60.0, arguments: Sequence[str] = ()
+    ) -> None:
+        """SIGTERM, wait for it to drain, start it again, with more `arguments` than those every agent gets. Starts one
+        that does not run. With `wait`, until it is ready and its pods are enrolled."""
         machine = self._mesh_node(node)
         agents.stop_agent(self.layout, node, kill=False)
-        agents.start_agent(self.layout, machine)
+        agents.start_agent(self.layout, machine, arguments=arguments)
         if wait:
             self.wait(timeout)
 

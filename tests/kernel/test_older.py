@@ -85,3 +85,26 @@ def test_many(two: tuple[Pod, Pod], workers: tuple[Worker, Worker], netns: int) 
     assert len(found) == 300
     older.destroy(netns, found)
     assert older.still_open(found, netns) == []
+
+
+def test_ended_by_address_and_a_listener_at_that_address_lives(
+    two: tuple[Pod, Pod], workers: tuple[Worker, Worker], netns: int
+) -> None:
+    (a, b), (in_a, in_b) = two, workers
+    door, port = in_a.listen(a.ip4)
+    doomed, other = in_b.dial(a.ip4, port), in_b.dial(a.ip4, port)
+    in_a.accept(door)
+    in_a.accept(door)
+    first, second = sorted(older.find("i", netns), key=lambda c: c.remote.port)
+    older.end(netns, {(first.local, first.remote)})
+    older.end(netns, {(first.local, first.remote)})  # gone: the listener is not meant
+    older.end(netns, {(SocketAddress(a.ip4, port), SocketAddress(b.ip4, 9))})
+    assert older.still_open([first, second], netns) == [second]
+    ended = 0
+    for sock in (doomed, other):
+        try:
+            in_b.send(sock, b"still here")
+        except OSError:
+            ended += 1
+    assert ended == 1
+    in_b.dial(a.ip4, port)

@@ -264,7 +264,7 @@ def _connection(connection: Connection, counted: tuple[int, int] | None, now: da
         "source": _party(connection.source, connection.source_identity, connection.client),
         "destination": _party(connection.destination, connection.destination_identity, connection.asked),
         "service": connection.service.hostname if connection.service else None,
-        "protocol": "HBONE" if connection.hbone else "TCP",
+        "protocol": "HBONE" if connection.hbone else "DIRECT" if connection.direct else "TCP",
         "established": connection.established,  # the upstream has answered
         "upstream": str(connection.upstream) if connection.upstream else None,
         "hbone": str(connection.hbone) if connection.hbone else None,

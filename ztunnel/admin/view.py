@@ -92,3 +92,5 @@ class AgentView(Protocol):
         """Asked from a thread of its own: counting entries of large maps takes time. OSError if it cannot be read."""
 
     def kernel_counters(self) -> Mapping[Reason, int]: ...
+    def kernel_losses(self) -> tuple[int, int]:
+        """Events that the kernel side had no room for, and permissions of direct connections."""

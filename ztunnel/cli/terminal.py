@@ -15,6 +15,7 @@ _STYLES = {
     "yes": "green",
     "no": "red",
     "HBONE": "green",
+    "DIRECT": "green",
     "enabled": "green",
     "pending": "yellow",
     "valid": "green",

@@ -12,19 +12,21 @@ UNKNOWN = "unknown"
 def traffic_labels(connection: Connection, reason: Reason = Reason.OK) -> dict[str, str]:
     """All labels, in order, a missing value as `unknown`; the four of the locality only where somebody has one.
 
-    `source_principal` comes from a TLS handshake alone. `destination_principal` is whom the control plane says the
-    destination runs as; it is proved where `connection_security_policy` is `mutual_tls`.
+    `source_principal` is what a TLS handshake proved, or of a direct connection the netns it was made in.
+    `destination_principal` is whom the control plane says the destination runs as; it is proved where
+    `connection_security_policy` is `mutual_tls`.
     """
     source, destination, service = connection.source, connection.destination, connection.service
     destination_principal = connection.destination_identity or (destination.identity if destination else None)
     mutual_tls = connection.hbone is not None
+    attested = mutual_tls or connection.direct
     values = {
         "reporter": "destination" if connection.inbound else "source",
         "source_workload": workload_name(source),
         "source_canonical_service": source and source.canonical_name,
         "source_canonical_revision": source and source.canonical_revision,
         "source_workload_namespace": source and source.namespace,
-        "source_principal": mutual_tls and connection.source_identity and str(connection.source_identity),
+        "source_principal": attested and connection.source_identity and str(connection.source_identity),
         "source_app": source and source.canonical_name,
         "source_version": source and source.canonical_revision,
         "source_cluster": source and source.cluster_id,

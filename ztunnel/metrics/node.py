@@ -25,6 +25,7 @@ def collect(view: AgentView, kernel: Description | None, version: str) -> Iterat
     yield _gauge("gossamer_older_connections", "Connections older than their pod's enrolment.", ({}, len(view.older())))
     yield from _control(view)
     yield _refusals(view)
+    yield from _direct(view)
     if kernel is not None:
         yield from _maps(kernel)
 
@@ -64,6 +65,16 @@ def _control(view: AgentView) -> Iterator[Metric]:
 def _refusals(view: AgentView) -> Metric:
     counted = (({"reason": reason.name}, n) for reason, n in sorted(view.kernel_counters().items()))
     return _counter("gossamer_kernel_refused", "Connections that the kernel side refused, by reason.", *counted)
+
+
+def _direct(view: AgentView) -> Iterator[Metric]:
+    lost, unfilled = view.kernel_losses()
+    yield _counter("gossamer_kernel_events_lost", "Events that the kernel side had no room for.", ({}, lost))
+    yield _counter(
+        "gossamer_direct_unfilled",
+        "Permissions that the kernel had no room for: these connections take the tunnel.",
+        ({}, unfilled),
+    )
 
 
 def _maps(kernel: Description) -> Iterator[Metric]:

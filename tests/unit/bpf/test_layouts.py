@@ -28,7 +28,7 @@ def seen_by_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     prints = [f'printf("{c} %zu\\n", sizeof(struct {c}));' for c in [*layouts.STRUCTS, "asked"]]
     for name, (_, fields) in layouts.STRUCTS.items():
         prints += [f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));' for field in fields]
-    for field in ("key", "ip", "source", "port", "kind", "holds"):
+    for field in ("key", "ip", "source", "port", "kind", "holds", "generation", "accelerate"):
         prints.append(f'printf("asked.{field} %zu\\n", offsetof(struct asked, {field}));')
     for constant in ("KINDS", "MAX_PODS", "ACCELERATE_TO_AGENT", "ACCELERATE_TO_APPLICATION", "REASONS"):
         prints.append(f'printf("{constant} %d\\n", {constant});')
@@ -59,7 +59,9 @@ def test_c_and_python_agree(name: str, seen_by_c: dict[str, int]) -> None:
 def test_the_sockets_storage_agrees(seen_by_c: dict[str, int]) -> None:
     offsets = field_offsets(layouts.ASKED)
     assert seen_by_c["asked"] == layouts.ASKED.size
-    assert [seen_by_c[f"asked.{f}"] for f in ("key", "ip", "source", "port", "kind", "holds")] == [
+    assert [
+        seen_by_c[f"asked.{f}"] for f in ("key", "ip", "source", "port", "kind", "holds", "generation", "accelerate")
+    ] == [
         offsets[0],
         *offsets[6:],
     ]
@@ -90,7 +92,7 @@ def test_constants_agree(constant: str, seen_by_c: dict[str, int]) -> None:
 
 
 def test_the_kernels_reasons_fit(seen_by_c: dict[str, int]) -> None:
-    assert seen_by_c["REASONS"] == 32
+    assert seen_by_c["REASONS"] == layouts.REASONS
 
 
 @pytest.mark.parametrize("ip", ["10.1.2.3", "0.0.0.0", "::1", "::", "fd00::1:2", "2001:db8::ff00:42:8329"])

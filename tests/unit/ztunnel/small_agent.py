@@ -148,6 +148,7 @@ class SmallAgent:
     waits_for: list[str] = field(default_factory=list)
     moved: dict[int, tuple[int, int]] = field(default_factory=dict)
     counters: dict[Reason, int] = field(default_factory=dict)
+    losses: tuple[int, int] = (0, 0)
     turned_away: dict[Reason, int] = field(default_factory=dict)
     held: list[CertificateView] = field(default_factory=list)
     own_pods: list[SmallPod] = field(
@@ -185,6 +186,9 @@ class SmallAgent:
         if isinstance(self.described, OSError):
             raise self.described
         return self.described
+
+    def kernel_losses(self) -> tuple[int, int]:
+        return self.losses
 
     def kernel_counters(self) -> dict[Reason, int]:
         return self.counters

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import pytest
 
 from mesh.model import SocketAddress
 from mesh.reason import Reason
-from ztunnel.refusals import summary
+from ztunnel.refusals import follow, summary
 
 
 @dataclass(frozen=True)
@@ -48,3 +55,56 @@ def test_a_port_scan_does_not_fill_the_log() -> None:
 
 def test_nothing() -> None:
     assert summary([], {}) == []
+
+
+@dataclass
+class Opened:
+    id: int
+
+
+@dataclass
+class SmallRing:
+    """A pipe: what is written with a wake-up makes `fd` readable."""
+
+    waiting: list[object] = field(default_factory=list)
+
+    def __enter__(self) -> SmallRing:
+        self.fd, self._writer = os.pipe()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self.fd)
+        os.close(self._writer)
+
+    def put(self, *events: object, wake: bool) -> None:
+        self.waiting.extend(events)
+        if wake:
+            os.write(self._writer, b"x")
+
+    def read(self) -> Iterator[object]:
+        while self.waiting:
+            yield self.waiting.pop(0)
+
+
+@pytest.mark.parametrize("wake", [True, False], ids=["woken", "unwoken"])
+async def test_events_reach_their_handlers_and_refusals_the_log(wake: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Also those that the kernel side did not wake anybody for, and after one that could not be handled."""
+    heard: list[int] = []
+    done = asyncio.Event()
+
+    def opened(event: Opened) -> None:
+        if event.id == 1:
+            raise ValueError("of no use")
+        heard.append(event.id)
+        done.set()
+
+    with SmallRing() as ring, caplog.at_level(logging.WARNING):
+        task = asyncio.create_task(follow(ring, lambda: {1: "shop/db"}, {Opened: opened}))
+        ring.put(event(Reason.AGENT_ABSENT, 1, 80), Opened(1), Opened(2), wake=wake)
+        async with asyncio.timeout(20):
+            await done.wait()
+            await asyncio.sleep(0)
+        task.cancel()
+    assert heard == [2]
+    assert "of no use" in caplog.text
+    assert "shop/db: AGENT_ABSENT 1x" in caplog.text

@@ -188,3 +188,33 @@ def test_locality() -> None:
     assert isinstance(node, Node)
     assert workload.locality(node) == Locality(region="eu", zone="eu-1", subzone="rack")
     assert workload.locality(None) == Locality()
+
+
+@pytest.mark.parametrize(
+    ("own", "namespace", "wanted"),
+    [
+        ("", "", True),
+        ("off", "", False),
+        ("", "off", False),
+        ("on", "off", True),
+        ("off", "on", False),
+        ("maybe", "off", False),
+    ],
+)
+@pytest.mark.parametrize("field", ["direct", "acceleration"])
+def test_labels_that_force_the_tunnel_or_tcp(field: str, own: str, namespace: str, wanted: bool) -> None:
+    made = workload.convert(
+        pod({"labels": {f"gossamer.io/{field}": own}}),
+        captured=True,
+        enrolled=True,
+        services={},
+        policies=(),
+        locality=Locality(),
+        settings=Settings(),
+        namespace_labels={f"gossamer.io/{field}": namespace},
+    )
+    assert {"direct": made.direct, "acceleration": made.acceleration} == {
+        "direct": True,
+        "acceleration": True,
+        field: wanted,
+    }

@@ -79,3 +79,13 @@ def test_a_baseline_that_is_not_run_is_a_usage_error(capsys: pytest.CaptureFixtu
 
 def test_every_column_has_a_name_of_its_own() -> None:
     assert len({column.name for column in COLUMNS}) == len(COLUMNS)
+
+
+def test_direct_is_on_one_node_with_columns_of_its_own() -> None:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    found = plan_of(parser.parse_args(["bench", "direct", "--quick"]))
+    assert [column.name for column in found.columns] == ["none", "unenrolled", "direct", "envoy-tcp"]
+    assert (found.kind, found.together) == ("direct", True)
+    assert found.agent == ("--direct", "on", "--direct-acceleration", "off")
+    assert (plan("--quick").kind, plan("--quick").together, plan("--quick").agent) == ("tunnel", False, ())

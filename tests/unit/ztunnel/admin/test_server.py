@@ -123,6 +123,7 @@ async def test_metrics_of_the_node(tmp_path: Path) -> None:
     agent = SmallAgent(
         held=[certificate(PRODUCTPAGE.identity)],
         counters={Reason.AGENT_ABSENT: 3},
+        losses=(4, 5),
         described=maps(("flows", "hash", 5, 100), ("settings", "array", 8, 8)),
     )
     async with served(tmp_path, agent) as at:
@@ -134,6 +135,8 @@ async def test_metrics_of_the_node(tmp_path: Path) -> None:
         "workload_manager_pending_proxy_count 0",
         'istio_tcp_sockets_open{reporter="source"} 0',
         'gossamer_kernel_refused_total{reason="AGENT_ABSENT"} 3',
+        "gossamer_kernel_events_lost_total 4",
+        "gossamer_direct_unfilled_total 5",
         'gossamer_bpf_map_entries{map="flows"} 5',
         'gossamer_bpf_map_max_entries{map="flows"} 100',
         "gossamer_controller_connected 1",

@@ -1,0 +1,184 @@
+"""The direct path as user space sees it: which pods are reached directly, the verdicts, and the flows there are.
+
+Order of a change of policy: `bump` (every verdict is a miss now), `set_targets`, `put_verdicts`, then `flows`, and end
+those that lost their permission. What only loosens may leave out `bump`. A target that is narrowed (open -> listed) or
+removed without `bump` still holds for a connect() that is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bpf.layouts import (
+    COOKIE,
+    DIRECT,
+    DIRECT_ESTABLISHED,
+    INDEX,
+    METER,
+    PAIR,
+    PLACE,
+    SETTINGS,
+    TARGET,
+    TARGET_LISTED,
+    TARGET_OPEN,
+    VERDICT,
+    pack_ip,
+    pack_tuple,
+    unpack_tuple,
+)
+from bpf.maps import Map
+from bpf.registry import PodSlot
+from mesh.model import SocketAddress
+from mesh.reason import Reason
+
+
+class Mode(IntEnum):
+    """OPEN: any pod that is a target itself may dial, any port. LISTED: there must be a verdict."""
+
+    OPEN = TARGET_OPEN
+    LISTED = TARGET_LISTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An enrolled pod of this node that takes the direct path, both ways."""
+
+    mode: Mode
+    accelerate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictEntry:
+    """`source` and `destination` are instances; `reason` says why, unless it is allowed."""
+
+    source: str
+    destination: str
+    port: int
+    allow: bool
+    reason: Reason = Reason.POLICY_NO_ALLOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectFlow:
+    """A direct flow that is open. `source` and `destination` are instances, "" where the pod is not enrolled
+    any more.
+
+    `id` is the cookie of the source's socket. Bytes by TCP are known once they are acknowledged. `generation` is that
+    by which it was allowed last.
+    """
+
+    id: int
+    source: str
+    destination: str
+    client: SocketAddress
+    server: SocketAddress
+    sent: int
+    received: int
+    generation: int
+    accelerated: bool  # bytes went from socket to socket
+    established: bool  # False: the SYN is on its way
+    opened_ns: int  # CLOCK_MONOTONIC
+
+
+class DirectPath:
+    """The maps of the direct path. `pods` are the enrolled ones."""
+
+    __slots__ = ("_maps",)
+
+    def __init__(self, maps: Mapping[str, Map]) -> None:
+        self._maps = maps
+
+    @property
+    def generation(self) -> int:
+        return int(SETTINGS.unpack(self._settings())[6])
+
+    def bump(self) -> int:
+        """Every target and verdict is a miss from now on; the new generation."""
+        fields = list(SETTINGS.unpack(self._settings()))
+        fields[6] = fields[6] % 0xFFFFFFFF + 1
+        self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*fields))
+        self._maps["verdicts"].clear()
+        return int(fields[6])
+
+    def set_targets(self, pods: Mapping[str, PodSlot], targets: Mapping[str, Target]) -> None:
+        chosen = [(pods[instance], target) for instance, target in targets.items() if instance in pods]
+        sources = {COOKIE.pack(pod.cookie): INDEX.pack(int(target.accelerate)) for pod, target in chosen}
+        generation = self.generation
+        wanted = {
+            PLACE.pack(0, pack_ip(ip)): TARGET.pack(pod.cookie, generation, target.mode, int(target.accelerate))
+            for pod, target in chosen
+            for ip in pod.addresses
+        }
+        _replace(self._maps["sources"], sources)
+        _replace(self._maps["targets"], wanted)
+
+    def put_verdicts(self, pods: Mapping[str, PodSlot], entries: Iterable[VerdictEntry]) -> int:
+        """How many found no room; they stay misses."""
+        generation, left_out = self.generation, 0
+        for entry in entries:
+            source, destination = pods.get(entry.source), pods.get(entry.destination)
+            if source is None or destination is None:
+                continue
+            key = PAIR.pack(source.cookie, destination.cookie, entry.port, 0)
+            value = VERDICT.pack(generation, 0 if entry.allow else entry.reason or Reason.POLICY_NO_ALLOW)
+            try:
+                self._maps["verdicts"].put(key, value)
+            except OSError:
+                left_out += 1
+        return left_out
+
+    def forget(self, pod: PodSlot, addresses: Iterable[str]) -> None:
+        """The pod is no target at these addresses any more; other pods at them stay."""
+        for address in addresses:
+            key = PLACE.pack(0, pack_ip(address))
+            found = self._maps["targets"].get(key)
+            if found is not None and TARGET.unpack(found)[0] == pod.cookie:
+                self._maps["targets"].delete(key)
+
+    def leave(self, pod: PodSlot) -> None:
+        """It is un-enrolled."""
+        self.forget(pod, pod.addresses)
+        self._maps["sources"].delete(COOKIE.pack(pod.cookie))
+
+    def flows(self, pods: Mapping[str, PodSlot]) -> list[DirectFlow]:
+        """Every flow that is there all the while that this takes."""
+        names = {pod.cookie: pod.instance for pod in pods.values()}
+        return [self._flow(key, value, names) for key, value in self._maps["directs"].snapshot()]
+
+    def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
+        destination, server, client = unpack_tuple(key)
+        holder, source, opened, sent, received, generation, state, _ = DIRECT.unpack(value)
+        moved_out = self._moved(pack_tuple(destination, server, client))
+        moved_in = self._moved(pack_tuple(source, client, server))
+        return DirectFlow(
+            id=holder,
+            source=names.get(source, ""),
+            destination=names.get(destination, ""),
+            client=client,
+            server=server,
+            sent=sent + moved_out,
+            received=received + moved_in,
+            generation=generation,
+            accelerated=bool(moved_in or moved_out),
+            established=bool(state & DIRECT_ESTABLISHED),
+            opened_ns=opened,
+        )
+
+    def _moved(self, reader: bytes) -> int:
+        """Bytes redirected to the socket whose own side this is."""
+        pointer = self._maps["ends"].get(reader)
+        meter = None if pointer is None else self._maps["consumed"].get(pointer)
+        return 0 if meter is None else int(METER.unpack(meter)[1])
+
+    def _settings(self) -> bytes:
+        return self._maps["settings"].get(INDEX.pack(0)) or bytes(SETTINGS.size)
+
+
+def _replace(map: Map, wanted: Mapping[bytes, bytes]) -> None:
+    for key, _ in map.snapshot():
+        if key not in wanted:
+            map.delete(key)
+    for key, value in wanted.items():
+        map.put(key, value)

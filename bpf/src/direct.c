@@ -1,0 +1,82 @@
+/* The direct path: a pod of this node is reached without the agent where targets and verdicts say so. The source is known
+ * by its netns, in connect(); the destination by its own lookup program, which signs the flow while the SYN passes. What is
+ * established without a signature reached somebody else: an address that was reused or borrowed.
+ *
+ * Whoever changes policy raises settings.generation first. An entry of another generation is a miss, and a miss goes to the
+ * agent. A flow is recorded before its SYN is sent and judged again as the SYN arrives, so one that the agent does not find
+ * in `directs` after raising the generation is judged by the new one. */
+
+struct judgement {
+  u64 destination;          /* cookie of its netns */
+  u32 generation;
+  u32 reason;               /* 0: allowed */
+  u32 accelerate;
+};
+
+/* Whether it is decided; if not, the agent is to be asked. */
+static __always_inline int judge(u64 source, const struct tuple *to, struct judgement *found) {
+  u32 zero = 0;
+  u16 port = to->local_port;
+  struct settings *config = settings.lookup(&zero);
+  if (!config || !config->direct || port == OUTBOUND_PORT || port == PLAINTEXT_PORT || port == TUNNEL_PORT) return 0;
+  u32 *accelerate = sources.lookup(&source);
+  if (!accelerate) return 0;
+  struct place place = {};
+  MOVE6(place.ip, to->local);
+  struct target *target = targets.lookup(&place);
+  u32 generation = config->generation;
+  if (!target || target->generation != generation) return 0;
+  found->destination = target->netns;
+  found->generation = generation;
+  found->accelerate = *accelerate && target->accelerate;
+  found->reason = 0;
+  if (target->mode == TARGET_OPEN) return 1;
+  struct pair pair = {};
+  pair.source = source;
+  pair.destination = target->netns;
+  pair.port = port;
+  struct verdict *verdict = verdicts.lookup(&pair);
+  if (!verdict || verdict->generation != generation) return 0;
+  found->reason = verdict->reason;
+  return 1;
+}
+
+/* In the destination's lookup program: 0 if there is no such flow. */
+static __always_inline int sign(const struct tuple *syn) {
+  u32 zero = 0;
+  struct direct *flow = directs.lookup((struct tuple *)syn);
+  struct settings *config = settings.lookup(&zero);
+  if (!flow || !config) return 0;
+  if (flow->generation != config->generation && !(flow->state & DIRECT_ESTABLISHED)) {
+    struct judgement found = {};
+    if (!judge(flow->source, syn, &found) || found.reason || found.destination != syn->netns) {
+      refused(syn, STALE_VERDICT);
+      return SK_DROP + 1;
+    }
+    flow->generation = found.generation;
+  }
+  flow->state |= DIRECT_SIGNED;
+  return SK_PASS + 1;
+}
+
+/* Openings and ends do not wake the agent one by one: it looks twice a second, and is woken for every 64th. */
+static __always_inline void tell(const struct tuple *key, const struct direct *flow, u64 id, u16 what, u16 accelerated) {
+  struct happening h = {};
+  h.netns = key->netns;
+  MOVE6(h.local, key->local);
+  MOVE6(h.remote, key->remote);
+  h.local_port = key->local_port;
+  h.remote_port = key->remote_port;
+  h.reason = what == HAPPENED_MISMATCH ? MISMATCH : OK;
+  h.source = flow->source;
+  h.id = id;
+  h.opened = flow->opened;
+  h.sent = flow->sent;
+  h.received = flow->received;
+  h.generation = flow->generation;
+  h.what = what;
+  h.accelerated = accelerated;
+  u64 flags = BPF_RB_NO_WAKEUP;
+  if (what == HAPPENED_MISMATCH || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
+  if (events.ringbuf_output(&h, sizeof(h), flags)) count(LOST_EVENTS);
+}

@@ -1,0 +1,95 @@
+/* The life of a direct flow, in sockops programs: recorded before the SYN, attested on both ends, told when it ends. */
+
+static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, struct asked *asked, u64 cookie) {
+  struct direct flow = {};
+  flow.holder = cookie;
+  flow.source = bpf_get_netns_cookie(s);
+  flow.opened = bpf_ktime_get_ns();
+  flow.generation = asked->generation;
+  flow.accelerate = asked->accelerate;
+  if (!directs.update(key, &flow)) return 1;
+  refused(key, MAP_FULL);
+  return 0;                                                /* nobody can sign what is not recorded */
+}
+
+/* Nothing has been sent yet but the SYN, and nothing will: the socket is taken off the wire before the handshake's last
+ * packet, also for a writer that waits for connect() already, and what is written meets an error. */
+static __always_inline void shut(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct tuple *own) {
+  char none[3] = "lo";
+  bpf_setsockopt(s, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+  struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (lane) lane->state = LANE_SHUT;
+  accelerated.sock_hash_update(s, (struct tuple *)own, BPF_ANY);
+}
+
+static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
+  struct tuple key = asked->key, own = {};
+  u64 cookie = bpf_get_socket_cookie(s);
+  own.netns = bpf_get_netns_cookie(s);
+  from_server(s, &own);
+  struct direct *flow = directs.lookup(&key);
+  if (!flow || flow->holder != cookie || !(flow->state & DIRECT_SIGNED)) {
+    struct direct unknown = {};
+    unknown.source = own.netns;
+    unknown.opened = bpf_ktime_get_ns();
+    unknown.generation = asked->generation;
+    count(MISMATCH);
+    tell(&key, &unknown, cookie, HAPPENED_MISMATCH, 0);
+    shut(s, sk, &own);
+    return;
+  }
+  flow->state |= DIRECT_ESTABLISHED;
+  tell(&key, flow, cookie, HAPPENED_OPENED, 0);
+  if (flow->accelerate) accelerate(s, sk, &own, key.netns, ACCELERATE_PODS);
+  watch_bytes(s);
+}
+
+static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, struct direct *flow) {
+  struct bpf_sock *sk = s->sk;
+  if (!sk) return;
+  struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!asked) return;                                      /* it is still attested; its bytes are told by the source */
+  asked->key = *key;
+  asked->kind = DIRECT_SERVED;
+  u64 source = flow->source;
+  if (flow->accelerate) accelerate(s, sk, key, source, ACCELERATE_PODS);
+  watch_bytes(s);
+}
+
+static __always_inline void progressed(struct bpf_sock_ops *s) {
+  struct bpf_sock *sk = s->sk;
+  struct asked *asked = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
+  if (!asked || (asked->kind != DIRECT && asked->kind != DIRECT_SERVED)) return;
+  struct tuple key = asked->key;
+  struct direct *flow = directs.lookup(&key);
+  if (!flow) return;
+  u64 acked = s->bytes_acked, received = s->bytes_received;
+  if (asked->kind == DIRECT) {
+    flow->sent = acked ? acked - 1 : 0;                    /* the SYN counts as one */
+    flow->received = received;
+  } else {
+    flow->received = acked;
+    flow->sent = received;
+  }
+}
+
+/* TCP counts SYN and FIN as a byte each; the state that it comes from tells which FINs there were. */
+static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *key, u64 cookie) {
+  struct direct *flow = directs.lookup(key);
+  if (!flow || flow->holder != cookie) return;
+  if (flow->state & DIRECT_ESTABLISHED) {
+    u32 from = s->args[0];
+    u64 ours = 1 + (from == BPF_TCP_FIN_WAIT2 || from == BPF_TCP_CLOSING || from == BPF_TCP_LAST_ACK);
+    u64 theirs = from == BPF_TCP_FIN_WAIT2 || from == BPF_TCP_CLOSING || from == BPF_TCP_LAST_ACK || from == BPF_TCP_CLOSE_WAIT;
+    u64 sent = s->bytes_acked, received = s->bytes_received, pointer = (u64)sk;
+    sent = sent > ours ? sent - ours : 0;
+    received = received > theirs ? received - theirs : 0;
+    struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
+    struct meter *meter = consumed.lookup(&pointer);
+    u64 moved = (lane ? lane->sent : 0), got = (meter ? meter->moved : 0);
+    flow->sent = sent + moved;
+    flow->received = received + got;
+    tell(key, flow, cookie, HAPPENED_CLOSED, moved || got);
+  }
+  directs.delete(key);
+}

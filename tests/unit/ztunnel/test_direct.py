@@ -1,0 +1,372 @@
+"""The direct path as the agent keeps it: what the kernel is told and in which order, records of flows, revocation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mesh.direct import Key, Mode, Target, VerdictEntry
+from mesh.model import (
+    Clause,
+    Match,
+    MatchKind,
+    Policy,
+    PolicyAction,
+    PolicyScope,
+    Resource,
+    Rule,
+    SocketAddress,
+    StringMatch,
+    TunnelProtocol,
+    Workload,
+)
+from mesh.reason import Reason
+from mesh.snapshot import Delta, Snapshot
+from ztunnel import capture
+from ztunnel.admin import report
+from ztunnel.connections import Connection, Connections
+from ztunnel.direct import Direct
+from ztunnel.flows import Flows
+from ztunnel.metrics.labels import traffic_labels
+from ztunnel.orders import Captured
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CLIENT, SERVER = SocketAddress("10.0.0.2", 40000), SocketAddress("10.0.0.1", 5432)
+
+
+def pod(name: str, address: str) -> Workload:
+    return Workload(
+        uid=f"u/{name}",
+        name=name,
+        namespace="shop",
+        instance=f"uid-{name}",
+        addresses=(address,),
+        service_account=name,
+        tunnel_protocol=TunnelProtocol.HBONE,
+        capture=True,
+    )
+
+
+DB, WEB, EVIL = pod("db", "10.0.0.1"), pod("web", "10.0.0.2"), pod("evil", "10.0.0.3")
+FROM_WEB = Match(principals=(StringMatch(MatchKind.EXACT, WEB.identity.principal),))
+
+
+def policy(action: PolicyAction, match: Match = FROM_WEB, *, dry_run: bool = False) -> Policy:
+    rules = (Rule((Clause((match,)),)),)
+    return Policy(name="p", namespace="shop", scope=PolicyScope.NAMESPACE, action=action, rules=rules, dry_run=dry_run)
+
+
+ONLY_WEB, NOT_WEB = policy(PolicyAction.ALLOW), policy(PolicyAction.DENY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallFlow:
+    id: int = 7
+    source: str = WEB.instance
+    destination: str = DB.instance
+    client: SocketAddress = CLIENT
+    server: SocketAddress = SERVER
+    sent: int = 0
+    received: int = 0
+    established: bool = True
+    opened_ns: int = 5_000_000_000
+
+
+@dataclass(kw_only=True)
+class SmallKernel:
+    """Maps as bpf.Kernel keeps them, looked up as its programs do; `told` is what it was asked to do, in order."""
+
+    enrolled: dict[str, str] = field(default_factory=lambda: {w.instance: "" for w in (DB, WEB, EVIL)})
+    targets: dict[str, tuple[int, Target]] = field(default_factory=dict)
+    verdicts: dict[Key, int] = field(default_factory=dict)
+    live: list[SmallFlow] = field(default_factory=list)
+    generation: int = 1
+    room: int = 100
+    fault: OSError | None = None
+    told: list[str] = field(default_factory=list)
+    targeted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def pods(self) -> Mapping[str, str]:
+        return self.enrolled
+
+    def bump(self) -> int:
+        self.told.append("bump")
+        self.generation += 1
+        return self.generation
+
+    def set_targets(self, targets: Mapping[str, Target]) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.told.append("targets")
+        self.targeted.set()
+        self.targets = {i: (self.generation, target) for i, target in targets.items()}
+
+    def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int:
+        left_out = 0
+        for entry in entries:
+            if len(self.verdicts) >= self.room:
+                left_out += 1
+            else:
+                self.verdicts[entry.key] = self.generation
+        return left_out
+
+    def flows(self) -> list[SmallFlow]:
+        return self.live
+
+    def direct(self, source: Workload, destination: Workload, port: int) -> bool:
+        generation, target = self.targets.get(destination.instance, (0, None))
+        if target is None or generation != self.generation or source.instance not in self.targets:
+            return False
+        key = Key(source.instance, destination.instance, port)
+        return target.mode is Mode.OPEN or self.verdicts.get(key) == self.generation
+
+
+@dataclass
+class Told:
+    """A subscriber: how records ended."""
+
+    ended: list[tuple[bool, Reason, int, int]] = field(default_factory=list)
+
+    def opened(self, connection: Connection) -> None: ...
+
+    def closed(self, connection: Connection, seconds: float) -> None:
+        self.ended.append((connection.inbound, connection.reason, connection.sent, connection.received))
+
+    refused = closed
+
+
+class Node:
+    """The direct path of an agent, with a kernel to look into and a table of connections."""
+
+    def __init__(self, *resources: Resource, on: bool = True) -> None:
+        self.kernel = SmallKernel()
+        self.snapshot = Snapshot()
+        self.told = Told()
+        self.looked_into: list[str] = []
+        self.connections = Connections(self._counts, lambda: NOW)
+        self.connections.subscribe(self.told)
+        self.flows = Flows(
+            connections=self.connections,
+            snapshot=lambda: self.snapshot,
+            workload=self._workload,
+            listed=self.kernel.flows,
+            now=lambda: NOW,
+            monotonic_ns=lambda: 8_000_000_000,
+        )
+        self.direct = Direct(
+            on=on,
+            kernel=self.kernel,
+            flows=self.flows,
+            snapshot=lambda: self.snapshot,
+            workload=self._workload,
+            netns=self._netns,
+        )
+        self.swap(DB, WEB, EVIL, *resources)
+
+    def _counts(self) -> dict[int, tuple[int, int]]:
+        return self.flows.counts()
+
+    def _workload(self, snapshot: Snapshot, instance: str) -> Workload | None:
+        return snapshot.workload_of_pod(instance, "", "") if instance else None
+
+    def _netns(self, instance: str) -> Path | None:
+        self.looked_into.append(instance)
+        return None
+
+    def swap(self, *upserts: Resource, removes: tuple[str, ...] = ()) -> None:
+        self.kernel.told.clear()
+        self.snapshot = self.snapshot.apply(Delta(upserts=upserts, removes=removes))
+        self.direct.swapped()
+
+    def asks(self, source: Workload, port: int) -> None:
+        """A pod's connection to the database is captured and sent through the tunnel."""
+        fact = Captured(
+            id=1,
+            pod=source.instance,
+            client=SocketAddress(source.addresses[0], 40000),
+            destination=SocketAddress(DB.addresses[0], port),
+        )
+        self.direct.asked(capture.answer(self.snapshot, source, fact, random.Random(1), NOW).connection)
+
+    def opens(self, flow: SmallFlow) -> tuple[Connection, ...]:
+        self.kernel.live.append(flow)
+        self.direct.opened(flow)
+        return tuple(self.connections.live())
+
+
+def test_open_where_no_policy_is_and_by_entry_where_one_is() -> None:
+    node = Node()
+    assert node.kernel.direct(WEB, DB, 1)
+    assert node.kernel.direct(EVIL, DB, 1)
+    node.swap(ONLY_WEB)
+    assert node.kernel.told == ["bump", "targets"]
+    assert not node.kernel.direct(WEB, DB, 1)
+    node.asks(WEB, 1)
+    node.asks(EVIL, 1)
+    assert node.kernel.direct(WEB, DB, 1)
+    assert not node.kernel.direct(EVIL, DB, 1)
+    assert not node.kernel.direct(WEB, DB, 2)
+    node.swap(NOT_WEB)
+    assert not node.kernel.direct(WEB, DB, 1)
+    node.swap(removes=(NOT_WEB.key,))
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_what_was_asked_for_stays_permitted_as_long_as_it_is() -> None:
+    node = Node(ONLY_WEB)
+    node.asks(WEB, 1)
+    node.swap(replace(DB, canonical_name="renamed"))
+    assert node.kernel.told == []
+    node.swap(policy(PolicyAction.DENY, Match(destination_ports=(2,))))
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_without_room_in_the_kernel_pods_go_on_asking() -> None:
+    node = Node(ONLY_WEB)
+    node.kernel.room = 0
+    node.asks(WEB, 1)
+    assert not node.kernel.direct(WEB, DB, 1)
+    assert node.direct.unfilled == 1
+
+
+def test_pods_that_leave_are_no_targets_before_they_are_released() -> None:
+    node = Node()
+    node.direct.leave(DB.instance)
+    assert not node.kernel.direct(WEB, DB, 1)
+    assert node.kernel.told[-2:] == ["bump", "targets"]
+    assert DB.instance in node.kernel.enrolled
+    node.direct.joined(DB.instance)
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_off_withdraws_what_former_agents_permitted() -> None:
+    node = Node(on=False)
+    assert node.kernel.told == ["bump", "targets"]
+    assert not node.kernel.targets
+
+
+def test_nothing_is_withdrawn_before_something_is_known() -> None:
+    node = Node()
+    again = Direct(
+        on=True,
+        kernel=node.kernel,
+        flows=node.flows,
+        snapshot=Snapshot,
+        workload=lambda snapshot, instance: None,
+        netns=lambda instance: None,
+    )
+    node.kernel.told.clear()
+    node.kernel.live.append(SmallFlow())
+    again.swapped()
+    again.opened(SmallFlow())
+    assert node.kernel.told == []
+    assert not node.connections.live()
+
+
+async def test_a_kernel_that_cannot_be_told_is_told_until_it_can() -> None:
+    node = Node()
+    node.kernel.fault = OSError(12, "no memory")
+    node.swap(ONLY_WEB)
+    assert not node.kernel.direct(WEB, DB, 1)  # bumped: all are misses
+    assert not node.kernel.direct(EVIL, DB, 1)
+    node.kernel.fault = None
+    node.kernel.targeted.clear()
+    task = asyncio.create_task(node.direct.run())
+    try:
+        async with asyncio.timeout(20):
+            await node.kernel.targeted.wait()
+    finally:
+        task.cancel()
+    node.asks(WEB, 1)
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_a_flow_has_two_records_and_they_end_with_its_bytes() -> None:
+    node = Node()
+    outgoing, incoming = node.opens(SmallFlow(sent=10, received=20))
+    assert (outgoing.inbound, incoming.inbound) == (False, True)
+    assert (outgoing.pod, incoming.pod) == (WEB.instance, DB.instance)
+    assert outgoing.opened_at == NOW - timedelta(seconds=3)
+    for record, reporter in ((outgoing, "source"), (incoming, "destination")):
+        assert (record.sent, record.received) == (10, 20)
+        labels = traffic_labels(record)
+        assert labels["reporter"] == reporter
+        assert labels["connection_security_policy"] == "unknown"
+        assert labels["source_principal"] == str(WEB.identity)
+        assert labels["destination_principal"] == str(DB.identity)
+        assert report._connection(record, None, NOW)["protocol"] == "DIRECT"
+    node.kernel.live.clear()
+    node.direct.closed(SmallFlow(sent=11, received=22))
+    assert node.told.ended == [(False, Reason.OK, 11, 22), (True, Reason.OK, 11, 22)]
+    assert not node.connections.live()
+
+
+def test_events_that_were_lost_are_made_up_for() -> None:
+    node = Node()
+    node.kernel.live.append(SmallFlow(sent=1))
+    node.direct._heard_of_all()
+    assert len(node.connections.live()) == 2
+    node.direct.opened(SmallFlow())  # it was only late
+    assert len(node.connections.live()) == 2
+    node.kernel.live.clear()
+    node.direct._heard_of_all()
+    assert not node.told.ended  # its end may be on the way
+    node.direct._heard_of_all()
+    assert node.told.ended == [(False, Reason.OK, 1, 0), (True, Reason.OK, 1, 0)]
+    node.direct.closed(SmallFlow(id=8, sent=5))  # whose beginning was lost
+    assert node.told.ended[2:] == [(False, Reason.OK, 5, 0), (True, Reason.OK, 5, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (NOT_WEB, True),
+        (policy(PolicyAction.ALLOW, Match(destination_ports=(1,))), True),
+        (policy(PolicyAction.DENY, dry_run=True), False),
+        (ONLY_WEB, False),
+        (policy(PolicyAction.DENY, Match(not_principals=(StringMatch(MatchKind.PRESENCE),))), False),  # STRICT
+        (replace(DB, direct=False), False),
+        (replace(DB, instance="another"), True),
+    ],
+)
+def test_open_flows_are_judged_anew(change: Resource, lost: bool) -> None:
+    node = Node()
+    node.opens(SmallFlow())
+    node.swap(change)
+    assert bool(node.looked_into) is lost
+    node.direct.closed(SmallFlow())
+    reason = Reason.REVOKED if lost else Reason.OK
+    assert [ended[1] for ended in node.told.ended] == [reason, reason]
+
+
+def test_one_that_opens_too_late_is_ended() -> None:
+    node = Node(NOT_WEB)
+    node.opens(SmallFlow())
+    assert node.looked_into == [WEB.instance, DB.instance]
+
+
+def test_a_flow_of_a_pod_that_nobody_enrolled_is_judged_as_plaintext() -> None:
+    node = Node()
+    node.opens(SmallFlow(source=""))
+    assert not node.looked_into
+    node.swap(policy(PolicyAction.DENY, Match(not_principals=(StringMatch(MatchKind.PRESENCE),))))
+    assert node.looked_into
+
+
+def test_a_stranger_at_the_address_is_a_refused_connection() -> None:
+    node = Node()
+    node.direct.mismatched(SmallFlow())
+    assert node.told.ended == [(False, Reason.MISMATCH, 0, 0)]
+    assert node.looked_into == [WEB.instance, DB.instance]
+
+
+def test_dry_runs_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node(policy(PolicyAction.DENY, dry_run=True))
+    node.opens(SmallFlow())
+    assert "dry-run: shop/p would deny" in caplog.text

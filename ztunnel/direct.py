@@ -1,0 +1,207 @@
+"""The direct path, as the agent keeps it: tells the kernel which pods of this node may talk from socket to socket, and
+ends what lost its permission.
+
+On every new snapshot, and when a pod is enrolled or leaves: plan (mesh.direct), and if anything was taken away,
+invalidate every cached answer before the new ones are written; then judge the open connections anew. An answer that was
+not made ahead is made when a pod first asks for it: that connection goes through the tunnel, the next one directly. If
+the kernel cannot be told, nothing is direct until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mesh import direct
+from mesh.direct import Key, Plan, Target, VerdictEntry
+from mesh.model import SocketAddress, Workload
+from mesh.reason import Reason
+from mesh.snapshot import Snapshot
+from ztunnel import older
+from ztunnel.connections import Connection, lost
+from ztunnel.flows import Flow, Flows, Record
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 5.0  # how often the kernel's list is compared with ours
+_RETRY_SECONDS = 0.2
+
+
+class Kernel(Protocol):
+    """What the direct path needs of the kernel side (implemented by `bpf.Kernel`)."""
+
+    def pods(self) -> Mapping[str, Any]: ...
+    def bump(self) -> int: ...
+    def set_targets(self, targets: Mapping[str, Target]) -> None: ...
+    def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # how many found no room
+
+
+@dataclass(slots=True, kw_only=True)
+class Direct:
+    """`on`: whether anything may be direct; if not, what former agents permitted is withdrawn, and their open
+    connections are still listed and judged. `netns` is the path of a pod's network namespace by its instance."""
+
+    on: bool
+    kernel: Kernel
+    flows: Flows
+    snapshot: Callable[[], Snapshot]
+    workload: Callable[[Snapshot, str], Workload | None]
+    netns: Callable[[str], Path | None]
+    unfilled: int = 0  # answers that the kernel had no room for
+    _plan: Plan | None = None
+    _leaving: set[str] = field(default_factory=set)
+    _again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # What the kernel is told
+
+    def swapped(self) -> None:
+        """There is a new snapshot. Afterwards nothing that it refuses is open, or will be opened."""
+        self._apply()
+        self._look(self._judge)
+
+    def joined(self, instance: str) -> None:
+        """The kernel has begun to capture a pod, or has new addresses of it."""
+        self._leaving.discard(instance)
+        self._apply(renewed=True)
+
+    def leave(self, instance: str) -> None:
+        """A pod is about to be un-enrolled: nobody reaches it directly from now on. What is open goes on."""
+        self._leaving.add(instance)
+        self._apply()
+
+    def asked(self, connection: Connection) -> None:
+        """A captured connection goes through the tunnel; the next one like it may be direct."""
+        destination, upstream, made = connection.destination, connection.upstream, self._plan
+        if destination is None or upstream is None or made is None:
+            return
+        entry = direct.ask(self.snapshot(), made, Key(connection.pod, destination.instance, upstream.port))
+        if entry is not None:
+            made.entries[entry.key] = entry
+            self._put((entry,))
+
+    def _apply(self, *, renewed: bool = False) -> None:
+        snapshot = self.snapshot()
+        if self._plan is None and not snapshot.workloads and self.on:
+            return  # nothing is known yet; what was pinned stays as it is, closed to everything undecided
+        try:
+            enrolled = self.kernel.pods().keys() - self._leaving if self.on else ()
+            pods = {i: w for i in sorted(enrolled) if (w := self.workload(snapshot, i)) is not None}
+            made = direct.plan(snapshot, pods, before=self._plan)
+            step = direct.change(self._plan, made)
+            if step.revoking:
+                self.kernel.bump()
+            if step.targets or renewed:
+                self.kernel.set_targets(made.targets)
+            self._put(step.entries)
+        except OSError as error:
+            self._plan = None
+            self._again.set()
+            log.error("the kernel could not be told who may talk directly; again in %s s: %s", _RETRY_SECONDS, error)
+        else:
+            self._plan = made
+
+    def _put(self, entries: tuple[VerdictEntry, ...]) -> None:
+        left_out = self.kernel.put_verdicts(entries) if entries else 0
+        if left_out:  # what has no entry asks the agent: slower, nothing else
+            self.unfilled += left_out
+            log.warning("%d answers found no room in the kernel", left_out)
+
+    # What is open
+
+    def _judge(self) -> None:
+        """All of them, under this snapshot."""
+        snapshot = self.snapshot()
+        self._heard(self.flows.reconcile())
+        for record in list(self.flows.live.values()):
+            if record.condemned or record.arrival is None:
+                continue
+            try:
+                detail = lost(snapshot, record.arrival)
+            except Exception:  # a fault of ours costs this connection, not the swap and not the others
+                log.exception("direct connection %d could not be judged anew", record.flow.id)
+                detail = "it could not be judged anew"
+            if detail:
+                self._condemn(record, detail)
+        self._execute()
+
+    def _heard(self, records: Iterable[Record]) -> None:
+        """Of new connections: one that began while a change was on its way has come too late."""
+        for record in records:
+            if record.refusal and not record.condemned:
+                self._condemn(record, record.refusal)
+
+    def _condemn(self, record: Record, detail: str) -> None:
+        log.info("direct connection from %s to %s is closed: %s", record.flow.client, record.flow.server, detail)
+        self.flows.condemn(record, detail)
+        self._again.set()
+
+    def _execute(self) -> None:
+        """End what is condemned; until the kernel's list has it no longer, it is tried again."""
+        self._end([record.flow for record in self.flows.live.values() if record.condemned])
+
+    def _end(self, flows: Iterable[Flow]) -> None:
+        """An error at both ends, each in its own netns: the one that is left has it, whichever is gone."""
+        ends: dict[str, set[tuple[SocketAddress, SocketAddress]]] = {}
+        for flow in flows:
+            ends.setdefault(flow.source, set()).add((flow.client, flow.server))
+            ends.setdefault(flow.destination, set()).add((flow.server, flow.client))
+        for instance, addresses in ends.items():
+            path = self.netns(instance)
+            if path is None:
+                continue
+            try:
+                netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    older.end(netns, addresses)
+                finally:
+                    os.close(netns)
+            except OSError as error:
+                log.warning("%d direct connections of pod %s are not closed yet: %s", len(addresses), instance, error)
+
+    # What the kernel tells
+
+    def opened(self, flow: Flow) -> None:
+        if self.snapshot().workloads:  # else it is found when there is something to judge it by
+            self._heard([self.flows.opened(flow)])
+            self._execute()
+
+    def closed(self, flow: Flow) -> None:
+        self.flows.closed(flow)
+
+    def mismatched(self, flow: Flow) -> None:
+        """The address was another's. The kernel delivers nothing; the source's socket is ended here."""
+        detail = f"{flow.server} is not the address of the pod that was permitted"
+        log.warning("direct connection from %s: %s", flow.client, detail)
+        self.flows.refused(flow, Reason.MISMATCH, detail)
+        self._end([flow])
+
+    async def run(self) -> None:
+        """Retry what failed, end what would not end, find what no event told."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._again.wait()
+                    await asyncio.sleep(_RETRY_SECONDS)
+            self._again.clear()
+            if self._plan is None:
+                self._apply()
+            self._look(self._heard_of_all)
+
+    def _heard_of_all(self) -> None:
+        self._heard(self.flows.reconcile())
+        self._execute()
+
+    def _look(self, what: Callable[[], None]) -> None:
+        if not self.snapshot().workloads:
+            return
+        try:
+            what()
+        except OSError as error:
+            self._again.set()
+            log.warning("direct connections cannot be listed; again in %s s: %s", _RETRY_SECONDS, error)

@@ -1,0 +1,191 @@
+"""Records of direct connections: what the kernel tells of them, as every other connection is told.
+
+No byte of them passes the agent, so both ends are pods of this node and each connection has two records, one per
+reporter. Their ids are negative: positive ones are the engine's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Protocol
+
+from mesh.model import SocketAddress, Workload
+from mesh.policy import Arrival, Verdict, decide
+from mesh.reason import Reason
+from mesh.route import service_of
+from mesh.snapshot import Snapshot
+from ztunnel.connections import Connection, Connections
+from ztunnel.orders import Ended, Opened
+
+log = logging.getLogger(__name__)
+
+
+class Flow(Protocol):
+    """A direct connection as the kernel knows it (`bpf.DirectFlow`)."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def source(self) -> str: ...  # instance; empty: a pod that is not enrolled any more
+    @property
+    def destination(self) -> str: ...
+    @property
+    def client(self) -> SocketAddress: ...
+    @property
+    def server(self) -> SocketAddress: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def received(self) -> int: ...
+    @property
+    def established(self) -> bool: ...
+    @property
+    def opened_ns(self) -> int: ...  # CLOCK_MONOTONIC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A flow that an event tells of."""
+
+    id: int
+    source: str
+    destination: str
+    client: SocketAddress
+    server: SocketAddress
+    sent: int = 0
+    received: int = 0
+    established: bool = True
+    opened_ns: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One flow: its two reports, and what its permission rests on; None: nobody knows whose address it leads to."""
+
+    flow: Flow
+    reports: tuple[Connection, Connection]
+    arrival: Arrival | None
+    refusal: str  # why it is not permitted, as far as was known when it was heard of; empty: it is
+    missing: bool = False  # from the kernel's list, when it was last looked at
+
+    @property
+    def condemned(self) -> bool:
+        return self.reports[0].reason is not Reason.OK
+
+
+@dataclass(slots=True, kw_only=True)
+class Flows:
+    """The live ones. `listed` reads the kernel's list; `monotonic_ns` is the clock of its times."""
+
+    connections: Connections
+    snapshot: Callable[[], Snapshot]
+    workload: Callable[[Snapshot, str], Workload | None]
+    listed: Callable[[], Iterable[Flow]]
+    now: Callable[[], datetime]
+    monotonic_ns: Callable[[], int]
+    live: dict[int, Record] = field(default_factory=dict)  # by the kernel's id
+    _ids: count[int] = field(default_factory=lambda: count(1))
+
+    def opened(self, flow: Flow) -> Record:
+        """Begin its records, once. The verdict's notes (dry runs) are logged here: nobody else decided about it."""
+        known = self.live.get(flow.id)
+        if known is not None:
+            return known
+        snapshot = self.snapshot()
+        source = self.workload(snapshot, flow.source)
+        destination = self.workload(snapshot, flow.destination) or snapshot.workload_at(flow.server.ip)
+        arrival = verdict = None
+        refusal = f"nobody knows whose address {flow.server} is"
+        if destination is not None:
+            arrival = Arrival(
+                source_ip=flow.client.ip,
+                identity=source.identity if source is not None else None,
+                destination=destination,
+                destination_ip=flow.server.ip,
+                destination_port=flow.server.port,
+            )
+            verdict = decide(snapshot, arrival)
+            refusal = "" if verdict.allow else verdict.detail
+        own, theirs = (self._report(flow, inbound, source, destination, verdict) for inbound in (False, True))
+        if destination is not None:
+            own.service = theirs.service = service_of(snapshot, destination, flow.server.port)
+        for note in verdict.notes if verdict is not None else ():
+            log.warning("direct connection from %s to %s: %s", flow.client, flow.server, note)
+        record = self.live[flow.id] = Record(flow=flow, reports=(own, theirs), arrival=arrival, refusal=refusal)
+        for report in record.reports:
+            self.connections.begin(report)
+            self.connections.opened(Opened(id=report.id))
+        return record
+
+    def closed(self, flow: Flow, reason: Reason = Reason.OK) -> None:
+        """The last word about it; also of one whose beginning was lost."""
+        record = self.opened(flow)
+        del self.live[flow.id]
+        for report in record.reports:
+            ended = Ended(id=report.id, reason=reason, detail="", sent=flow.sent, received=flow.received)
+            self.connections.ended(ended)
+
+    def refused(self, flow: Flow, reason: Reason, detail: str) -> None:
+        """One that began and was found to lead elsewhere: nothing of it was delivered."""
+        snapshot = self.snapshot()
+        report = self._report(flow, False, self.workload(snapshot, flow.source), None, None)
+        report.reason, report.detail = reason, detail
+        self.connections.begin(report)
+        self.connections.ended(Ended(id=report.id, reason=reason, detail=detail, sent=0, received=0))
+
+    def reconcile(self) -> list[Record]:
+        """Events are lost when nobody reads them fast enough: begin what is there without a record, end what is gone.
+        An event may still be on its way, so what is gone is ended when it is found gone twice. Returns what is new."""
+        # What is not established yet is judged by the kernel when its SYN arrives, and told when it is.
+        listed = {flow.id: flow for flow in self.listed() if flow.established}
+        new = listed.keys() - self.live.keys()
+        for flow in listed.values():
+            record = self.opened(flow)
+            record.flow, record.missing = flow, False
+        for id_ in self.live.keys() - listed.keys():
+            record = self.live[id_]
+            if record.missing:
+                self.closed(record.flow)
+            record.missing = True
+        return [self.live[id_] for id_ in new]
+
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """Bytes that each live report has moved: id -> (client to server, server to client)."""
+        counted = {}
+        for flow in self.listed() if self.live else ():
+            record = self.live.get(flow.id)
+            if record is not None:
+                record.flow = flow
+                for report in record.reports:
+                    counted[report.id] = (flow.sent, flow.received)
+        return counted
+
+    def condemn(self, record: Record, detail: str) -> None:
+        """It is not permitted any more; whoever says this also ends it."""
+        for report in record.reports:
+            report.reason, report.detail = Reason.REVOKED, detail
+
+    def _report(
+        self, flow: Flow, inbound: bool, source: Workload | None, destination: Workload | None, verdict: Verdict | None
+    ) -> Connection:
+        lived = max(0, self.monotonic_ns() - flow.opened_ns) if flow.opened_ns else 0
+        return Connection(
+            id=-next(self._ids),
+            pod=flow.destination if inbound else flow.source,
+            inbound=inbound,
+            client=flow.client,
+            asked=flow.server,
+            opened_at=self.now() - timedelta(microseconds=lived / 1000),
+            source=source,
+            destination=destination,
+            source_identity=source.identity if source is not None else None,
+            destination_identity=destination.identity if destination is not None else None,
+            upstream=flow.server,
+            direct=True,
+            policy=verdict.policy if verdict is not None else "",
+            notes=verdict.notes if verdict is not None else (),
+        )
