@@ -10,9 +10,9 @@ from pathlib import Path
 from mesh.model import canonical_ip
 
 _DRAIN_SECONDS = 5.0
-# Directions between application and agent in which the kernel hands bytes from socket to socket: `accelerate` of
-# bpf.Kernel.open.
-ACCELERATE = {"none": 0, "to-agent": 1, "both": 3}
+# What the kernel hands from socket to socket between application and agent: `accelerate` of bpf.Kernel.open. Towards
+# the application is no choice: its blocking recv() may return EAGAIN after it has half-closed.
+ACCELERATE = {"none": 0, "to-agent": 1}
 _PODS = 4  # between the pods of a direct connection
 SWITCH = ("on", "off")
 LEVELS = ("debug", "info", "warn", "error")
@@ -89,8 +89,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         "--direct-acceleration",
         default="off",
         choices=SWITCH,
-        help="hand the bytes of direct connections past TCP: faster, but some socket options lose their meaning, see "
-        "docs/architecture.md (default: %(default)s)",
+        help="experimental: hand the bytes of direct connections past TCP; a blocking recv() may then return EAGAIN, and "
+        "some socket options lose their meaning, see docs/architecture.md (default: %(default)s)",
     )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:
