@@ -89,8 +89,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         "--direct-acceleration",
         default="off",
         choices=SWITCH,
-        help="experimental: hand the bytes of direct connections past TCP; a blocking recv() may then return EAGAIN, and "
-        "some socket options lose their meaning, see docs/architecture.md (default: %(default)s)",
+        help="experimental: hand the bytes of direct connections past TCP; a blocking recv() may then return EAGAIN, "
+        "and some socket options lose their meaning, see docs/architecture.md (default: %(default)s)",
     )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:
