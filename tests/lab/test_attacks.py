@@ -347,7 +347,10 @@ def test_a_nodes_credential_is_good_for_its_own_pods_only(lab: Lab) -> None:
     host = f"{lab.layout.control_addresses[0]}:{CONTROLLER_PORT}"
     token = (lab.layout.node_dir("n1") / "token").read_text().strip()
     command = [sys.executable, "-c", NODE, host, "n1", token, "n2", "Kubernetes//Pod/mesh/server"]
-    found = json.loads(lab.exec("node/n1", command, check=True).stdout)
+    for _ in range(5):  # n1's own agent comes back at times of its own and takes the impostor's place: then once more
+        found = json.loads(lab.exec("node/n1", command, check=True).stdout)
+        if found["foreign pod"] == "served":
+            break
     assert found == {
         "own": 200,
         "another node's": 403,
