@@ -12,7 +12,7 @@ The deciding side, in the order of a connection:
 
 What it decides from, and about whom:
 
-    sync          the delta stream from the controller; holdings: what it has brought, and the copy on disk
+    sync          the delta stream from the controller; holdings: what it has brought; journal: the copy on disk
     uplink        the way to the controller; certificates: one per identity; csr: asking for them
     pods          records of this node's pods; step: what one needs next; enrol: doing it
 

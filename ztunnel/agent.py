@@ -37,6 +37,7 @@ from ztunnel.direct import Kernel as DirectKernel
 from ztunnel.enrol import Capture, Pod, Pods, Surroundings
 from ztunnel.flows import Flow, Flows, Heard
 from ztunnel.holdings import Holdings
+from ztunnel.journal import Journal
 from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
 from ztunnel.older import OlderConnection
@@ -86,7 +87,7 @@ class Agent:
         uplink = Uplink(address=config.controller, node=config.node, root=config.root, token=config.token)
         self._sync = Sync(
             uplink=uplink,
-            copy=config.run / "snapshot.json",
+            journal=Journal(path=config.run / "snapshot.jsonl"),
             apply=self._swap,
             joined=self._joined,
             rng=self._rng,
@@ -174,6 +175,7 @@ class Agent:
                 await self._stopping.wait()
                 await self._drain(background)
         finally:
+            self._sync.journal.close()
             self._access.close()
 
     async def _drain(self, background: list[asyncio.Task[None]]) -> None:
@@ -184,7 +186,6 @@ class Agent:
             task.cancel()
         await asyncio.gather(*enrolling, return_exceptions=True)
         await self.engine.drain(self.config.drain_seconds)
-        await self._sync.store()
         for task in background:
             task.cancel()
         log.info("stopped")

@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     add("--node", required=True, help="name of this node, as in spec.nodeName")
     add("--node-ip", required=True, type=_ip, help="address of this node")
     add("--pods", required=True, type=Path, help="directory with one <metadata.uid>.json per pod of this node")
-    add("--run", required=True, type=Path, help="directory of the agent alone: admin.sock, snapshot.json")
+    add("--run", required=True, type=Path, help="directory of the agent alone: admin.sock, snapshot.jsonl")
     add("--bpf", required=True, type=Path, help="directory on a bpf filesystem, for pins")
     add("--cgroup", required=True, type=Path, help="cgroup v2 directory with the children agent, kubelet, pods")
     add("--controller", required=True, type=_host_port, help="HOST:PORT of the controller")

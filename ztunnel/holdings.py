@@ -1,22 +1,12 @@
-"""What this node holds of the controller's state: resources with their hashes, and the copy on disk.
-
-The copy makes a restarted agent work while the controller is away. It has no secrets in it, is readable by the agent
-alone and replaced atomically; one that cannot be read is as good as none.
-"""
+"""What this node holds of the controller's state: resources with their hashes."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from mesh.control import Entry, Update, decode_update, encode
+from mesh.control import Entry, Update, encode
 from mesh.snapshot import Delta, Snapshot, check
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,34 +54,3 @@ class Holdings:
                 root_namespace=self.snapshot.root_namespace,
             )
         )
-
-
-def load(path: Path) -> Holdings | None:
-    """The copy on disk; None if there is none that can be read."""
-    try:
-        update, undecodable = decode_update(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, the controller will send everything: %s", path, error)
-        return None
-    holdings, invalid = Holdings().after(update)
-    for key, why in {**undecodable, **invalid}.items():
-        log.warning("%s: %s left out: %s", path, key, why)
-    return holdings
-
-
-def store(path: Path, data: bytes) -> None:
-    """Replace the copy on disk; OSError. Blocks: for a thread."""
-    scratch = path.with_name(f".{path.name}.new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise

@@ -4,7 +4,7 @@ Tightening goes before loosening by construction: an Update becomes one snapshot
 what lost its permission before anything else runs on the loop, and only then is it acknowledged. No decision ever
 sees half of an Update, so no order of its parts can open what the whole forbids.
 
-While the controller is away the last snapshot goes on serving, and a copy on disk carries it over a restart.
+While the controller is away the last snapshot goes on serving, and the journal carries it over a restart.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 
 from mesh.control import Ack, Hello, Nack, PodStatus, decode_update, encode
-from ztunnel.holdings import Holdings, load, store
+from ztunnel.holdings import Holdings
+from ztunnel.journal import Journal
 from ztunnel.uplink import Refusal, Uplink
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _BACKOFF_FIRST = 0.2
 _BACKOFF_LIMIT = 15.0
 _STABLE = 10.0  # seconds; a stream that lasted as long was no failure
-_STORE_INTERVAL = 1.0
+_TIDY_INTERVAL = 1.0
 VERSION = "1"
 
 
@@ -46,7 +46,7 @@ class Sync:
     """One node's end of the stream. `apply` gets each new Holdings, `joined` is called after each Hello."""
 
     uplink: Uplink
-    copy: Path
+    journal: Journal
     apply: Callable[[Holdings], None]
     joined: Callable[[], None]
     rng: Rng
@@ -66,8 +66,8 @@ class Sync:
         return self.uplink.address
 
     def restore(self) -> bool:
-        """Begin with the copy on disk, if there is one."""
-        found = load(self.copy)
+        """Begin with what the last agent held, if that is on disk."""
+        found = self.journal.restore()
         if found is None:
             return False
         self.holdings = found
@@ -89,7 +89,7 @@ class Sync:
     async def run(self) -> None:
         """Stay connected until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._store_changes(), name="snapshot copy")
+            tasks.create_task(self._tidy(), name="journal")
             attempt, clock = 0, asyncio.get_running_loop().time
             while True:
                 began = clock()
@@ -132,6 +132,7 @@ class Sync:
         except ValueError as error:
             raise Gibberish(f"no Update: {error}") from None
         self.updates += 1
+        self.journal.add(data, to=self.holdings)
         self.holdings, invalid = self.holdings.after(update)
         self.apply(self.holdings)
         self.synced = True
@@ -151,21 +152,13 @@ class Sync:
                 status = self._unsent.pop(next(iter(self._unsent)))
                 await socket.send_bytes(encode(status))
 
-    async def _store_changes(self) -> None:
-        """At most one write a second, never on the loop's thread."""
+    async def _tidy(self) -> None:
+        """At most once a second."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self.store()
-            await asyncio.sleep(_STORE_INTERVAL)
-
-    async def store(self) -> None:
-        """Write the copy now; a failure is logged, and costs a restart without controller, nothing else."""
-        holdings = self.holdings
-        try:
-            await asyncio.to_thread(lambda: store(self.copy, holdings.encoded()))
-        except OSError as error:
-            log.error("%s: the snapshot could not be stored: %s", self.copy, error)
+            await self.journal.tidy(self.holdings)
+            await asyncio.sleep(_TIDY_INTERVAL)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -1,14 +1,12 @@
-"""What a node holds, and its copy on disk."""
+"""What a node holds."""
 
 from __future__ import annotations
 
-import stat
 from dataclasses import replace
-from pathlib import Path
 
 from mesh.control import Update, decode_update, encode, entry
 from mesh.model import Policy, PolicyAction, PolicyScope, Service, Workload
-from ztunnel.holdings import Holdings, load, store
+from ztunnel.holdings import Holdings
 
 A = Workload(uid="u/a", name="a", namespace="shop", addresses=("10.0.0.1",))
 S = Service(name="s", namespace="shop", hostname="s.shop.svc.cluster.local")
@@ -45,27 +43,3 @@ def test_a_resource_that_does_not_decode_keeps_only_itself_out() -> None:
     assert [e.resource for e in update.upserts] == [A, S]
     assert list(errors) == ["upserts[2]"]
     assert "PERHAPS" in errors["upserts[2]"]
-
-
-def test_the_copy_is_for_the_agent_alone_and_brings_everything_back(tmp_path: Path) -> None:
-    held, _ = Holdings().after(FIRST)
-    path = tmp_path / "snapshot.json"
-    store(path, held.encoded())
-    store(path, held.encoded())
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["snapshot.json"]
-    loaded = load(path)
-    assert loaded is not None
-    assert loaded.hashes == held.hashes
-    assert loaded.snapshot == replace(held.snapshot, version=loaded.snapshot.version)
-
-
-def test_a_copy_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
-    path = tmp_path / "snapshot.json"
-    assert load(path) is None
-    for garbage in (b"", b"{", b"[" * 100_000, b'{"type":"hello"}', b"\xff"):
-        path.write_bytes(garbage)
-        assert load(path) is None
-    path.unlink()
-    path.mkdir()
-    assert load(path) is None

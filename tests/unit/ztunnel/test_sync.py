@@ -32,6 +32,7 @@ from mesh.control import (
 )
 from mesh.model import Workload
 from ztunnel.holdings import Holdings
+from ztunnel.journal import Journal
 from ztunnel.sync import Sync, backoff
 from ztunnel.uplink import Refusal, Uplink
 
@@ -142,7 +143,7 @@ async def node(controller: Controller, tmp_path: Path, *, root: Path | None = No
     applied: list[Holdings] = []
     sync = Sync(
         uplink=uplink,
-        copy=tmp_path / "snapshot.json",
+        journal=Journal(path=tmp_path / "snapshot.jsonl"),
         apply=applied.append,
         joined=lambda: None,
         rng=random.Random(1),
@@ -237,7 +238,6 @@ async def test_a_restarted_agent_begins_with_its_copy(controller: Controller, tm
         await stream.heard()
         await stream.say(Update(nonce=1, upserts=(entry(A),)))
         await stream.heard()
-        await n.sync.store()
     async with node(controller, tmp_path) as n:
         assert n.sync.restore()
         assert n.applied[0].snapshot.workload_at("10.0.0.1") == A

@@ -1,0 +1,139 @@
+"""The copy on disk of what the controller has brought, with which a restarted agent begins, controller or not.
+
+Each Update is written before it is applied, so whatever a killed agent acted on, the next one knows: a stale copy would
+end connections that are permitted, and permit what a policy has forbidden since. Each line is a JSON text of
+mesh.control, the first from nothing; they are written anew as one when that has doubled. No secrets are in it; it is
+readable by the agent alone.
+
+What was written survives the agent, not the machine, whose connections and kernel state do not survive either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.control import decode_update
+from ztunnel.holdings import Holdings
+
+log = logging.getLogger(__name__)
+
+_GROWTH = 1 << 20  # bytes of Updates that are not worth writing anew for
+
+
+@dataclass(slots=True, kw_only=True)
+class Journal:
+    """Called from one loop. Errors of the disk are logged, and cost a restart without controller, nothing else."""
+
+    path: Path
+    _file: int = -1  # -1: what is on disk, if anything, is not what is held
+    _size: int = 0
+    _base: int = 0  # of the first line
+    _since: list[bytes] | None = None  # lines that came while it was being written anew
+
+    def restore(self) -> Holdings | None:
+        """What the last agent held; None if there is nothing that can be read."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read, the controller will send everything: %s", self.path, error)
+            return None
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # its writer was killed before it acted on it
+        holdings, problems = Holdings(), dict[str, str]()
+        try:
+            for line in lines:
+                update, undecodable = decode_update(line)
+                holdings, invalid = holdings.after(update)
+                problems |= {**undecodable, **invalid}
+        except ValueError as error:
+            log.warning("%s cannot be read, the controller will send everything: %s", self.path, error)
+            return None
+        for key, why in problems.items():
+            log.warning("%s: %s left out: %s", self.path, key, why)
+        if not lines:
+            return None
+        with self._on_disk():
+            self._base, self._size = len(lines[0]), sum(map(len, lines))
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.ftruncate(self._file, self._size)
+        return holdings
+
+    def add(self, update: bytes | str, *, to: Holdings) -> None:
+        """An Update, as it came, that is about to be applied to what is held."""
+        text = update.encode() if isinstance(update, str) else update
+        line = text.replace(b"\n", b" ") + b"\n"  # in JSON a newline stands between tokens only
+        if self._since is not None:
+            self._since.append(line)
+        with self._on_disk():
+            if self._file < 0 and not to.entries:
+                self._file, self._size, self._base = _create(self.path), 0, len(line)
+            if self._file >= 0:
+                _write(self._file, line)
+                self._size += len(line)
+
+    async def tidy(self, holdings: Holdings) -> None:
+        """Write it anew if it has grown, or was lost; `holdings` are those that all Updates so far have made."""
+        if self._file >= 0 and self._size < 2 * self._base + _GROWTH:
+            return
+        scratch = self.path.with_name(f".{self.path.name}.new")
+        self._since = []
+        with self._on_disk():
+            fresh, base = await asyncio.to_thread(_begin, scratch, holdings)
+            try:
+                for line in self._since:
+                    _write(fresh, line)
+                scratch.replace(self.path)
+            except OSError:
+                os.close(fresh)
+                raise
+            self._base, self._size = base, base + sum(map(len, self._since))
+            self._file, old = fresh, self._file
+            if old >= 0:
+                os.close(old)
+        self._since = None
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """A copy that lacks something is worse than none."""
+        try:
+            yield
+        except OSError as error:
+            log.error("%s: what the controller sent could not be stored: %s", self.path, error)
+            self.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _write(file: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(file, line) :]
+
+
+def _begin(scratch: Path, holdings: Holdings) -> tuple[int, int]:
+    """For a thread: the descriptor of a new file that holds all, and its size."""
+    line = holdings.encoded() + b"\n"
+    file = _create(scratch)
+    try:
+        _write(file, line)
+        os.fsync(file)
+    except OSError:
+        os.close(file)
+        raise
+    return file, len(line)
