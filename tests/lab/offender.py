@@ -26,7 +26,7 @@ from deploy.lab.cluster import Lab
 from deploy.lab.layout import NETNS
 from mesh import http2
 from mesh.identity import SpiffeId
-from tests.lab.test_mesh import Talk, until
+from tests.lab.talk import Talk, until
 from ztunnel.csr import signing_request
 from ztunnel.engine.netns import open_socket
 from ztunnel.engine.tls import contexts

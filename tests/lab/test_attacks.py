@@ -15,6 +15,7 @@ from deploy.lab.agents import CONTROLLER_PORT
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
 from mesh.identity import SpiffeId
+from tests.lab.objects import pod
 from tests.lab.offender import (
     Agent,
     Hbone,
@@ -26,7 +27,8 @@ from tests.lab.offender import (
     trusting,
     undisturbed,
 )
-from tests.lab.test_mesh import CLUSTER, STRICT, STRICT_KEY, applied, enrolled, ip, pod, reaches, talk, until
+from tests.lab.talk import applied, ip, reaches, talk, until
+from tests.lab.test_mesh import CLUSTER, STRICT, STRICT_KEY, enrolled
 
 # One connection per line of argument: `address port source mark`; what came of it, and the first bytes heard.
 DIAL = """
@@ -48,15 +50,11 @@ for address, port, source, mark in json.loads(sys.argv[1]):
 print(json.dumps(found))
 """
 ISTIO_MARK = 1337
-
-
-def armed(text: str) -> str:
-    """The pod, with NET_ADMIN (NET_RAW it has by default)."""
-    added = "securityContext: {capabilities: {add: [NET_ADMIN, NET_RAW]}}"
-    return text.replace("containers: [{name: main,", f"containers: [{{name: main, {added},")
-
-
-ROGUES = armed(pod("rogue", "mesh", "n1")) + armed(pod("rogue", "plain", "n1")) + armed(pod("rogue2", "mesh", "n2"))
+ARMED = {"capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}}  # NET_RAW it has by default
+ROGUES = "".join(
+    pod(name, namespace, node, securityContext=ARMED)
+    for name, namespace, node in (("rogue", "mesh", "n1"), ("rogue", "plain", "n1"), ("rogue2", "mesh", "n2"))
+)
 ONLY_CLIENT = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy

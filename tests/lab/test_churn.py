@@ -17,59 +17,21 @@ from deploy.bench.load import compiled, words
 from deploy.lab import agents, launch
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
+from tests.lab.objects import PORT, namespace, node, pod, service
 
-PORT = 9000
 PORTS = 4000  # that a pod's connections may take
 MORE = 5000  # connections than there are ports
 AT_ONCE = 16
 PER_CONNECTION = frozenset({"captured", "flows", "announced", "clients", "accelerated", "ends", "consumed"})
 NAMESPACE = {"client": "mesh", "server": "mesh", "neighbour": "mesh", "outsider": "plain", "legacy": "plain"}
-
-
-def pod(name: str, node: str) -> str:
-    command = json.dumps([str(compiled()), *words("server", port=PORT)])
-    return f"""
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {NAMESPACE[name]}, labels: {{app: {name}}}}}
-spec:
-  nodeName: {node}
-  containers: [{{name: main, command: {command}, readinessProbe: {{tcpSocket: {{port: {PORT}}}, periodSeconds: 1}}}}]
-"""
-
-
-CLUSTER = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: mesh, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: plain}
----
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
----
-apiVersion: v1
-kind: Node
-metadata: {name: n2}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server, namespace: mesh}
-spec:
-  ipFamilyPolicy: RequireDualStack
-  selector: {app: server}
-  ports: [{port: 80, targetPort: 9000}]
-"""
+CLUSTER = namespace("mesh", ambient=True) + namespace("plain") + node("n1") + node("n2") + service("server", "mesh")
+PODS = {"client": "n1", "outsider": "n1", "legacy": "n2", "server": "n2", "neighbour": "n2"}
 
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Lab:
-    pods = (pod(name, node) for name, node in (("client", "n1"), ("outsider", "n1"), ("legacy", "n2")))
-    lab = make_lab(CLUSTER + "".join(pods) + pod("server", "n2") + pod("neighbour", "n2"))
+    serve = [str(compiled()), *words("server", port=PORT)]
+    lab = make_lab(CLUSTER + "".join(pod(n, NAMESPACE[n], at, command=serve) for n, at in PODS.items()))
     for name in ("client", "server", "neighbour"):
         leave_few_ports(lab, name)
     return lab
@@ -119,11 +81,11 @@ def descriptors(lab: Lab, node: str) -> int:
 
 
 def check_nothing_left(lab: Lab, until: Callable[..., None], before: dict[str, int]) -> None:
-    for node in ("n1", "n2"):
-        until(lambda node=node: not ask(lab, node, "/connections")["connections"])
-        until(lambda node=node: not kernel_entries(lab, node))
+    for name in ("n1", "n2"):
+        until(lambda name=name: not ask(lab, name, "/connections")["connections"])
+        until(lambda name=name: not kernel_entries(lab, name))
         # One more or less may be the one that is asking.
-        until(lambda node=node: abs(descriptors(lab, node) - before[node]) <= 1)
+        until(lambda name=name: abs(descriptors(lab, name) - before[name]) <= 1)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +122,7 @@ def test_neither_do_those_on_one_node_or_half_outside_the_mesh(
 
 def test_nobody_stumbled(lab: Lab) -> None:
     """After all of the above."""
-    for node in ("n1", "n2"):
-        text = lab.logs(f"node/{node}").read_text()
+    for name in ("n1", "n2"):
+        text = lab.logs(f"node/{name}").read_text()
         assert "Traceback" not in text, text
         assert "INTERNAL" not in text

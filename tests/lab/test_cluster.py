@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from deploy.lab import cgroup, fabric, slot
+from deploy.lab import cgroup
 from deploy.lab.cluster import Lab
 from deploy.lab.fault import LabError
-from deploy.lab.layout import NETNS
 from deploy.lab.manifest import Key, Object
+from tests.lab.talk import until
 
 SERVER = "[/usr/bin/python3, -S, -E, /srv-test/server.py]"
 
@@ -121,14 +118,6 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab(CLUSTER, agent=False)
 
 
-def until(what: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for something to become true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def get(lab: Lab, url: str, *options: str, pod: str = "c1", namespace: str = "default") -> str:
     """A URL's body, read by a pod."""
     return lab.exec(pod, ["curl", "-sS", "-m", "5", *options, url], namespace=namespace, check=True).stdout
@@ -176,10 +165,8 @@ def test_a_pod_reaches_itself_through_its_own_service(lab: Lab) -> None:
 
 
 def test_a_service_without_endpoints_refuses_at_once(lab: Lab) -> None:
-    began = time.monotonic()
     done = lab.exec("c1", ["curl", "-sS", "-m", "5", "http://nobody/"])
     assert done.returncode == 7, done.stderr  # could not connect
-    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("name", ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local"])
@@ -219,7 +206,7 @@ def test_resolv_conf_and_hostname(lab: Lab) -> None:
 def test_readiness_takes_a_pod_out_of_service_and_back(lab: Lab) -> None:
     first, second = (pod["metadata"]["name"] for pod in web_pods(lab))
     lab.exec(first, ["touch", "/tmp/down"], check=True)
-    until(lambda: not _is_ready(lab, first) and not lab_waits_for_names(lab))
+    until(lambda: not is_ready(lab, first) and not lab_waits_for_names(lab))
     command = "for i in $(seq 12); do curl -sS -m 5 http://web/ || exit 1; echo; done"
     assert set(lab.exec("c1", ["sh", "-c", command], check=True).stdout.split()[::2]) == {second}
     lab.exec(first, ["rm", "/tmp/down"], check=True)
@@ -230,7 +217,7 @@ def lab_waits_for_names(lab: Lab) -> bool:
     return len(lab.exec("c1", ["getent", "ahostsv4", "web-headless"], check=True).stdout.splitlines()) > 3
 
 
-def _is_ready(lab: Lab, name: str) -> bool:
+def is_ready(lab: Lab, name: str) -> bool:
     return {"type": "Ready", "status": "True"} in lab.pod(name)["status"]["conditions"]
 
 
@@ -331,100 +318,6 @@ def _name(pid: int) -> str:
         return ""
 
 
-RESTARTS = """
-apiVersion: v1
-kind: Pod
-metadata: {name: crashing}
-spec:
-  nodeName: n1
-  containers: [{name: main, command: [sh, -c, "echo life; exit 3"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: once}
-spec:
-  restartPolicy: Never
-  initContainers:
-    - {name: first, command: [sh, -c, "echo done > /shared/x"], volumeMounts: [{name: v, mountPath: /shared}]}
-  containers:
-    - {name: main, command: [cat, /shared/x], volumeMounts: [{name: v, mountPath: /shared}]}
-  volumes: [{name: v, emptyDir: {}}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: dying}
-spec:
-  nodeName: n2
-  containers:
-    - name: main
-      command: [sh, -c, "touch /tmp/alive; exec sleep infinity"]
-      livenessProbe:
-        {exec: {command: [test, -e, /tmp/alive]}, periodSeconds: 1, failureThreshold: 1, initialDelaySeconds: 1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: slow}
-spec:
-  nodeName: n2
-  containers:
-    - name: main
-      command:
-        [/usr/bin/python3, -S, -E, -c, "import socket, time; s = socket.create_server(('', 9000)); time.sleep(1e6)"]
-      startupProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
-"""
-
-
-def test_restarts_probes_and_back_off(lab: Lab) -> None:
-    lab.apply({"restarts.yaml": RESTARTS}, wait=False)
-
-    def state(name: str) -> Object:
-        return (lab.pod(name)["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0]
-
-    until(lambda: state("crashing")["restartCount"] >= 3)
-    until(lambda: state("crashing")["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff")
-    assert state("crashing")["lastState"]["terminated"]["exitCode"] == 3
-    assert lab.logs("crashing").read_text().startswith("life\nlife\n")
-    until(lambda: lab.pod("once")["status"]["phase"] == "Succeeded")
-    assert lab.logs("once").read_text() == "done\n"
-    until(lambda: _is_ready(lab, "slow") and _is_ready(lab, "dying"))
-    assert state("slow")["started"]
-    lab.exec("dying", ["rm", "/tmp/alive"], check=True)
-    until(lambda: state("dying")["restartCount"] == 1)
-    gone = lab.delete(Key("Pod", "default", name) for name in ("crashing", "once", "dying", "slow"))
-    assert len(gone) == 4
-    assert not any(name in entry for name in ("crashing", "once", "dying") for entry in fabric.leftovers(lab.layout))
-
-
-def test_scaling_and_replacing_a_deployment(lab: Lab) -> None:
-    text = CLUSTER.replace("name: web}", "name: rolling}").replace("app: web}", "app: rolling}")
-    document = next(d for d in text.split("---") if "kind: Deployment" in d)
-
-    def pods() -> set[str]:
-        return {
-            p["metadata"]["name"]
-            for p in lab.pods("default")
-            if p["metadata"].get("labels", {}).get("app") == "rolling"
-        }
-
-    lab.apply({"d.yaml": document})
-    before = pods()
-    lab.apply({"d.yaml": document.replace("replicas: 2", "replicas: 3")})
-    assert before < pods() and len(pods()) == 3
-    lab.apply({"d.yaml": document.replace("- name: web", "- name: changed")})
-    assert len(pods()) == 2 and not before & pods()
-    lab.delete([Key("Deployment", "default", "rolling")])
-    assert not pods()
-
-
-def test_labels_change_without_touching_processes(lab: Lab) -> None:
-    pid = lab.exec("c1", ["readlink", "/proc/1/ns/pid"]).stdout
-    lab.label(Key("Pod", "default", "c1"), {"colour": "blue"})
-    assert lab.pod("c1")["metadata"]["labels"]["colour"] == "blue"
-    lab.label(Key("Pod", "default", "c1"), {"colour": None})
-    assert "colour" not in lab.pod("c1")["metadata"]["labels"]
-    assert lab.exec("c1", ["readlink", "/proc/1/ns/pid"]).stdout == pid
-
-
 def test_partition_cuts_a_node_off_and_heals(lab: Lab) -> None:
     far = next(pod for pod in web_pods(lab) if pod["spec"]["nodeName"] == "n2")
     url = f"http://{far['status']['podIP']}:8080/"
@@ -460,101 +353,10 @@ def test_bad_input_changes_nothing(lab: Lab) -> None:
             r"bad.yaml: Pot x \(default\): kind: \"Pot\" is not a kind this mesh knows; did you mean Pod\?",
         ),
         (
-            SMALL.replace("one", "x").replace("n1", "n9"),
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {nodeName: n9, containers: [{name: main}]}",
             r"Pod x \(default\): spec.nodeName: there is no Node 'n9'; there are n1, n2",
         ),
     ):
         with pytest.raises(LabError, match=message):
             lab.apply({"bad.yaml": text})
     assert lab.objects() == before
-
-
-SMALL = """
-apiVersion: v1
-kind: Pod
-metadata: {name: one}
-spec: {nodeName: n1, containers: [{name: main, command: [sleep, infinity]}]}
-"""
-
-
-def test_down_after_a_crash_leaves_nothing_and_harms_nobody(lab: Lab, make_lab: Callable[..., Lab]) -> None:
-    doomed = make_lab(SMALL, agent=False)
-    layout = doomed.layout
-    assert layout.slot != lab.layout.slot
-    assert not layout.pods4.overlaps(lab.layout.pods4)
-    for group in ("n1/kubelet", "control/clusterd", "control/dns"):
-        for pid in cgroup.processes(layout.cgroup / group):
-            os.kill(pid, signal.SIGKILL)
-    until(lambda: not cgroup.populated(layout.cgroup / "n1" / "kubelet"))
-    assert cgroup.populated(layout.cgroup / "n1" / "pods")  # its pods run on
-    pids = cgroup.processes(layout.cgroup)
-    assert doomed.down()
-    assert not layout.cgroup.exists() and not layout.run.exists() and not layout.lock.exists()
-    assert not fabric.leftovers(layout) and slot.find(doomed.name) is None
-    assert str(layout.run) not in Path("/proc/self/mountinfo").read_text()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    assert not doomed.down()  # again: nothing to do
-    assert get(lab, "http://web/")
-    assert lab.is_up and (NETNS / lab.layout.node_netns("n1")).exists()
-
-
-@pytest.mark.parametrize("moment", ["network", "node", "pod", "waiting"])
-def test_up_that_is_killed_half_way_is_cleaned_up_or_finished(make_lab: Callable[..., Lab], moment: str) -> None:
-    lab = make_lab(SMALL, agent=False)
-    lab.down()
-    argv = [sys.executable, "-m", "deploy.cli", "lab", "up", "--name", lab.name, "--no-agent", "-f", "-"]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stderr is not None
-    process.stdin.write(SMALL)
-    process.stdin.close()
-    assert any(line.startswith(f"lab {lab.name}: {moment}") for line in process.stderr)
-    process.kill()
-    process.wait()
-    process.stderr.close()
-    if moment in ("node", "waiting"):
-        Lab(lab.name).up({"test.yaml": SMALL}, agent=False)
-        assert Lab(lab.name).exec("one", ["true"]).returncode == 0
-    assert Lab(lab.name).down()
-    assert not fabric.leftovers(lab.layout) and not lab.layout.cgroup.exists() and not lab.layout.run.exists()
-
-
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_machine_made_half_is_made_anew(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    lab = make_lab(SMALL, agent=False)
-    node, steps, within = lab.node("n1"), 0, fabric._within
-
-    def killed(name: str, work: Callable[[object], None]) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == step:
-            raise KeyboardInterrupt
-        within(name, work)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fabric, "_within", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fabric.make_machine(lab.layout, node)
-    assert fabric.exists(node.netns) and not fabric.made(lab.layout, node.netns)
-    fabric.make_machine(lab.layout, node)
-    assert fabric.made(lab.layout, node.netns)
-
-
-def test_up_again_mends_what_died(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(SMALL, agent=False)
-    uid = lab.pod("one")["metadata"]["uid"]
-    for name in ("n1/kubelet", "control/clusterd", "control/dns"):
-        cgroup.kill(lab.layout.cgroup / name)
-    lab.up({"test.yaml": SMALL}, agent=False)
-    assert lab.pod("one")["metadata"]["uid"] == uid
-
-    def runs() -> bool:
-        try:
-            return lab.exec("one", ["true"]).returncode == 0
-        except LabError:  # the new kubelet has not started it yet
-            return False
-
-    until(runs)
-    with pytest.raises(LabError, match="is up without agents"):
-        lab.up({"test.yaml": SMALL})

@@ -13,7 +13,8 @@ import pytest
 from deploy.lab import agents
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
-from tests.lab.test_mesh import Talk, applied, ask, ip, pod, talk, until
+from tests.lab.objects import namespace, node, pod
+from tests.lab.talk import Talk, applied, ask, ip, talk, until
 
 SERVER = """
 import os, socket, socketserver
@@ -37,20 +38,14 @@ s = socket.create_connection((sys.argv[1], 9000), timeout=20)
 greeting = s.makefile("r").readline().split()
 print(s.getsockname()[:2] == (greeting[1], int(greeting[2])), s.getsockname()[0], *s.getpeername()[:2])
 """
-OFF = "labels: {gossamer.io/direct: 'off', app: tunnelled}"
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n1}}
-{pod("server", "mesh", "n1", SERVER)}
-{pod("client", "mesh", "n1")}
-{pod("other", "mesh", "n1")}
-{pod("tunnelled", "mesh", "n1", SERVER).replace("labels: {app: tunnelled}", OFF)}
-"""
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + node("n1")
+    + pod("server", "mesh", "n1", SERVER)
+    + pod("client", "mesh", "n1")
+    + pod("other", "mesh", "n1")
+    + pod("tunnelled", "mesh", "n1", SERVER, labels={"gossamer.io/direct": "off"})
+)
 
 
 def policy(action: str, source: str) -> str:

@@ -11,34 +11,29 @@ import pytest
 
 from deploy.lab.cluster import Lab
 from tests.lab import peer
+from tests.lab.objects import namespace, node, pod
+from tests.lab.talk import ask, until
 from tests.lab.test_direct import ON, POLICY
 from tests.lab.test_integrity import (
     ENDED,
     EXCHANGE,
     FIRST,
     FLOWING,
+    SERVE,
     Talks,
     addresses,
     of_every_kind,
-    pod,
     served,
     talking,
     to,
 )
-from tests.lab.test_mesh import ask, until
 
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n1}}
-{pod("server", "mesh", "n1")}
-{pod("client", "mesh", "n1")}
-"""
-# `default`, the service account of both.
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + node("n1")
+    + pod("server", "mesh", "n1", command=SERVE)
+    + pod("client", "mesh", "n1", command=SERVE)
+)
 NOBODY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -46,7 +41,7 @@ metadata: {name: policy, namespace: mesh}
 spec:
   action: DENY
   rules:
-    - from: [{source: {principals: [cluster.local/ns/mesh/sa/default]}}]
+    - from: [{source: {principals: [cluster.local/ns/mesh/sa/client]}}]
 """
 SEVERED = {"ECONNRESET", "ECONNABORTED", "EPIPE"}
 

@@ -17,31 +17,22 @@ import pytest
 from deploy.lab.cluster import Lab
 from mesh.identity import SpiffeId
 from mesh.model import SocketAddress
-from tests.lab.test_mesh import SERVER, STRICT, ip, pod
+from tests.lab.objects import namespace, node, pod
+from tests.lab.talk import SERVER, ip
+from tests.lab.test_mesh import STRICT
 from tests.unit.ztunnel.engine import envoy
 from tests.unit.ztunnel.engine.authority import ControllerAuthority
 from ztunnel.engine.netns import open_socket
 
 LISTEN = SocketAddress("127.0.0.1", 9901)
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {{name: plain}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n1}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n2}}
-{pod("server", "mesh", "n2", SERVER)}
-{pod("envoy", "plain", "n1")}
-"""
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + namespace("plain")
+    + node("n1")
+    + node("n2")
+    + pod("server", "mesh", "n2", SERVER)
+    + pod("envoy", "plain", "n1")
+)
 ONLY_ENVOY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy

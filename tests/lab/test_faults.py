@@ -17,6 +17,7 @@ import pytest
 from deploy.lab.cluster import Lab
 from deploy.lab.fault import LabError
 from mesh.identity import SpiffeId
+from tests.lab.objects import pod
 from tests.lab.offender import (
     PREFACE,
     SETTINGS,
@@ -33,8 +34,8 @@ from tests.lab.offender import (
     trusting,
     undisturbed,
 )
+from tests.lab.talk import SERVER, SERVICE, Talk, ip, reaches, talk, until
 from tests.lab.test_mesh import CLUSTER as MESH
-from tests.lab.test_mesh import SERVER, SERVICE, Talk, ip, pod, reaches, talk, until
 from tests.unit.ztunnel.engine.authority import Authority
 
 HOLLOW = """

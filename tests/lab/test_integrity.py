@@ -15,9 +15,9 @@ import pytest
 
 from deploy.lab.cluster import Lab
 from tests.lab import peer
+from tests.lab.objects import PORT, namespace, node, pod
 
 PROGRAM = Path(peer.__file__).read_text()
-PORT = 9000
 EXCHANGE, FIRST, STUFF, DIE = "X", "F", "S", "D"
 FLOWING, ENDED = "flowing", "ended"
 SUMMARY = peer.SUMMARY.size
@@ -27,40 +27,19 @@ def python(*arguments: str) -> list[str]:
     return ["/usr/bin/python3", "-S", "-u", "-c", PROGRAM, *arguments]
 
 
-def pod(name: str, namespace: str, node: str) -> str:
-    return f"""
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  nodeName: {node}
-  containers:
-    - {{name: main, command: {json.dumps(python("serve", str(PORT)))}, readinessProbe: {{tcpSocket: {{port: {PORT}}}}}}}
-"""
-
-
-def node(name: str) -> str:
-    return f"---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n"
-
-
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {{name: plain}}
-{"".join(node(name) for name in ("n1", "n2", "n3", "n4"))}
-{pod("client", "mesh", "n1")}
-{pod("server", "mesh", "n2")}
-{pod("neighbour", "mesh", "n2")}
-{pod("legacy", "plain", "n2")}
-{pod("outsider", "plain", "n1")}
-{pod("near", "mesh", "n3")}
-{pod("far", "mesh", "n4")}
-"""
+SERVE = python("serve", str(PORT))
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + namespace("plain")
+    + "".join(node(name) for name in ("n1", "n2", "n3", "n4"))
+    + pod("client", "mesh", "n1", command=SERVE)
+    + pod("server", "mesh", "n2", command=SERVE)
+    + pod("neighbour", "mesh", "n2", command=SERVE)
+    + pod("legacy", "plain", "n2", command=SERVE)
+    + pod("outsider", "plain", "n1", command=SERVE)
+    + pod("near", "mesh", "n3", command=SERVE)
+    + pod("far", "mesh", "n4", command=SERVE)
+)
 NAMESPACES = {"legacy": "plain", "outsider": "plain"}
 numbers = iter(range(1, 1 << 30))
 

@@ -3,107 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from deploy.lab import agents
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
+from tests.lab.objects import namespace, node, pod, service
+from tests.lab.talk import SERVER, applied, ask, ip, ips, listed, live, reaches, talk, until
 
-SERVER = """
-import os, socket, socketserver
-class Handler(socketserver.StreamRequestHandler):
-    def handle(self):
-        host = self.client_address[0].removeprefix("::ffff:")
-        self.wfile.write(f"{os.getpid()} {host}\\n".encode())
-        for line in self.rfile:
-            self.wfile.write(line)
-class Server(socketserver.ThreadingTCPServer):
-    address_family, allow_reuse_address, daemon_threads = socket.AF_INET6, True, True
-Server(("::", 9000), Handler).serve_forever()
-"""
-# Each line in, each answer out; the end and what it was.
-CLIENT = """
-import socket, sys
-try:
-    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
-    file = s.makefile("rwb")
-    greeting = file.readline()
-    if not greeting: raise EOFError("closed at once")
-    print("open", greeting.decode().strip(), flush=True)
-    s.settimeout(0.2)
-    import select
-    while True:
-        ready, _, _ = select.select([s, sys.stdin], [], [], 60)
-        if s in ready:
-            s.settimeout(None); got = s.recv(4096)
-            if not got: raise EOFError("closed")
-            print("got", got.decode().strip(), flush=True)
-        if sys.stdin in ready:
-            line = sys.stdin.readline()
-            if not line: break
-            s.sendall(line.encode())
-    print("end OK", flush=True)
-except Exception as error:
-    print("end", type(error).__name__, error, flush=True)
-"""
-
-
-def pod(name: str, namespace: str, node: str, program: str = "") -> str:
-    command = json.dumps(["/usr/bin/python3", "-S", "-u", "-c", program] if program else ["sleep", "infinity"])
-    probe = ", readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}" if program else ""
-    return f"""
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
-spec:
-  nodeName: {node}
-  serviceAccountName: {name}
-  containers: [{{name: main, command: {command}{probe}}}]
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{name: {name}, namespace: {namespace}}}
-"""
-
-
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {{name: plain}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n1}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n2}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: server, namespace: mesh}}
-spec:
-  ipFamilyPolicy: RequireDualStack
-  selector: {{app: server}}
-  ports: [{{port: 80, targetPort: 9000}}]
-{pod("server", "mesh", "n2", SERVER)}
-{pod("client", "mesh", "n1")}
-{pod("neighbour", "mesh", "n2")}
-{pod("outsider", "plain", "n1")}
-{pod("legacy", "plain", "n1", SERVER)}
-"""
-SERVICE = "server.mesh"
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + namespace("plain")
+    + node("n1")
+    + node("n2")
+    + service("server", "mesh")
+    + pod("server", "mesh", "n2", SERVER)
+    + pod("client", "mesh", "n1")
+    + pod("neighbour", "mesh", "n2")
+    + pod("outsider", "plain", "n1")
+    + pod("legacy", "plain", "n1", SERVER)
+)
 
 STRICT = """
 apiVersion: security.istio.io/v1
@@ -132,98 +53,13 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab(CLUSTER)
 
 
-def until(what: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for something to become true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def ask(lab: Lab, node: str, target: str) -> Any:
-    return agents.ask_socket(agents.admin_socket(lab.layout, node), target)
-
-
-class Talk:
-    """One long connection of a process in a pod."""
-
-    def __init__(self, lab: Lab, source: str, namespace: str, to: str, port: int) -> None:
-        command = ["/usr/bin/python3", "-S", "-u", "-c", CLIENT, to, str(port)]
-        self.process: subprocess.Popen[str] = lab.popen(source, command, namespace=namespace, pipe_input=True)
-        self.greeting = self.heard()
-
-    @property
-    def is_open(self) -> bool:
-        return self.greeting.startswith("open ")
-
-    @property
-    def server_pid(self) -> str:
-        return self.greeting.split()[1]
-
-    @property
-    def seen_as(self) -> str:
-        """The client's address as the server saw it."""
-        return self.greeting.split()[2]
-
-    def heard(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def says(self, text: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text + "\n")
-        self.process.stdin.flush()
-        return self.heard()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@contextmanager
-def talk(lab: Lab, source: str, namespace: str = "mesh", to: str = SERVICE, port: int = 80) -> Iterator[Talk]:
-    conversation = Talk(lab, source, namespace, to, port)
-    try:
-        yield conversation
-    finally:
-        conversation.close()
-
-
-def reaches(lab: Lab, source: str, namespace: str = "mesh", to: str = SERVICE, port: int = 80) -> bool:
-    with talk(lab, source, namespace, to, port) as conversation:
-        return conversation.is_open
-
-
-def ip(lab: Lab, name: str, namespace: str = "mesh", family: int = 0) -> str:
-    return str(lab.pod(name, namespace)["status"]["podIPs"][family]["ip"])
-
-
-def ips(lab: Lab, name: str, namespace: str = "mesh") -> list[str]:
-    return [entry["ip"] for entry in lab.pod(name, namespace)["status"]["podIPs"]]
-
-
-@contextmanager
-def applied(lab: Lab, text: str, key: Key) -> Iterator[None]:
-    lab.apply({"policy.yaml": text})
-    try:
-        yield
-    finally:
-        lab.delete([key])
-
-
-def live(lab: Lab, node: str, source: str) -> list[dict[str, Any]]:
-    found = ask(lab, node, "/connections")["connections"]
-    return [c for c in found if c["source"]["pod"] == source]
-
-
 @pytest.mark.parametrize("source", ["client", "neighbour"])
 @pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 def test_enrolled_pods_talk_through_the_tunnel_under_their_identities(lab: Lab, source: str, family: int) -> None:
     with talk(lab, source, to=ip(lab, "server", family=family), port=9000) as conversation:
         assert conversation.seen_as == ip(lab, source, family=family)
         assert conversation.says("hello") == "got hello"
-        (arrived,) = [c for c in live(lab, "n2", source) if c["direction"] == "inbound"]
-        text = json.dumps(arrived)
+        text = json.dumps(listed(lab, "n2", source, "inbound"))
         assert f"spiffe://cluster.local/ns/mesh/sa/{source}" in text
         assert "spiffe://cluster.local/ns/mesh/sa/server" in text
         assert "15008" in text
@@ -232,8 +68,7 @@ def test_enrolled_pods_talk_through_the_tunnel_under_their_identities(lab: Lab, 
 def test_the_service_is_reached_by_name_and_the_real_client_is_seen(lab: Lab) -> None:
     with talk(lab, "client") as conversation:
         assert conversation.seen_as in ips(lab, "client")
-        (left,) = [c for c in live(lab, "n1", "client") if c["direction"] == "outbound"]
-        assert "server.mesh.svc.cluster.local" in json.dumps(left)
+        assert "server.mesh.svc.cluster.local" in json.dumps(listed(lab, "n1", "client", "outbound"))
 
 
 def test_plaintext_is_permitted_until_strict_and_an_open_one_is_closed_then(lab: Lab) -> None:

@@ -20,9 +20,9 @@ from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
 from deploy.lab.wire import TUNNEL_PORT, Wire, capture
 from tests.lab import peer
+from tests.lab.objects import PORT, namespace, node, pod, service
 
 PROGRAM = Path(peer.__file__).read_text()
-PORT = 9000
 AMBIENT = "istio.io/dataplane-mode"
 TLS_1_3 = "0x0304"
 CHACHA20 = "0x1303"
@@ -32,25 +32,9 @@ def python(*arguments: str) -> list[str]:
     return ["/usr/bin/python3", "-S", "-u", "-c", PROGRAM, *arguments]
 
 
-def pod(name: str, namespace: str, node: str) -> str:
-    return f"""
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
-spec:
-  nodeName: {node}
-  containers:
-    - {{name: main, command: {json.dumps(python("serve", str(PORT)))}, readinessProbe: {{tcpSocket: {{port: {PORT}}}}}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  ipFamilyPolicy: RequireDualStack
-  selector: {{app: {name}}}
-  ports: [{{port: 80, targetPort: {PORT}}}]
-"""
+def serving(name: str, namespace: str, node: str) -> str:
+    """A pod and its Service."""
+    return pod(name, namespace, node, command=python("serve", str(PORT))) + service(name, namespace)
 
 
 NAMESPACE = {
@@ -62,34 +46,20 @@ NAMESPACE = {
     "left": "turning",
     "right": "turning",
 }
-CLUSTER = f"""
-apiVersion: v1
-kind: Namespace
-metadata: {{name: mesh, labels: {{istio.io/dataplane-mode: ambient}}}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {{name: plain}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {{name: turning}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n1}}
----
-apiVersion: v1
-kind: Node
-metadata: {{name: n2}}
-{pod("client", "mesh", "n1")}
-{pod("fresh", "mesh", "n1")}
-{pod("server", "mesh", "n2")}
-{pod("outsider", "plain", "n1")}
-{pod("legacy", "plain", "n2")}
-{pod("left", "turning", "n1")}
-{pod("right", "turning", "n2")}
-"""
+CLUSTER = (
+    namespace("mesh", ambient=True)
+    + namespace("plain")
+    + namespace("turning")
+    + node("n1")
+    + node("n2")
+    + serving("client", "mesh", "n1")
+    + serving("fresh", "mesh", "n1")
+    + serving("server", "mesh", "n2")
+    + serving("outsider", "plain", "n1")
+    + serving("legacy", "plain", "n2")
+    + serving("left", "turning", "n1")
+    + serving("right", "turning", "n2")
+)
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +212,9 @@ def test_the_tunnel_port_wants_a_certificate_and_tls_1_3(lab: Lab, options: list
 def protocols(lab: Lab) -> set[tuple[str, str]]:
     """How each node's agent would reach the pods that change sides: (node and pod, protocol)."""
     found = set()
-    for node in ("n1", "n2"):
-        answer = agents.ask_socket(agents.admin_socket(lab.layout, node), "/workloads") or {"workloads": []}
-        found |= {(f"{node} {w['name']}", w["protocol"]) for w in answer["workloads"] if w["namespace"] == "turning"}
+    for name in ("n1", "n2"):
+        answer = agents.ask_socket(agents.admin_socket(lab.layout, name), "/workloads") or {"workloads": []}
+        found |= {(f"{name} {w['name']}", w["protocol"]) for w in answer["workloads"] if w["namespace"] == "turning"}
     return found
 
 
