@@ -14,6 +14,7 @@ from deploy.lab import cgroup
 from deploy.lab.cluster import Lab
 from deploy.lab.fault import LabError
 from deploy.lab.manifest import Key, Object
+from tests.lab import objects
 from tests.lab.talk import until
 
 SERVER = "[/usr/bin/python3, -S, -E, /srv-test/server.py]"
@@ -353,7 +354,7 @@ def test_bad_input_changes_nothing(lab: Lab) -> None:
             r"bad.yaml: Pot x \(default\): kind: \"Pot\" is not a kind this mesh knows; did you mean Pod\?",
         ),
         (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {nodeName: n9, containers: [{name: main}]}",
+            objects.pod("x", "default", "n9"),
             r"Pod x \(default\): spec.nodeName: there is no Node 'n9'; there are n1, n2",
         ),
     ):
