@@ -28,6 +28,8 @@ from mesh.model import (
 )
 from mesh.policy import decide
 from mesh.snapshot import Delta, Snapshot
+from tests import policy_cases
+from tests.policy_cases import CASES, Case
 
 HOSTNAME = "db.shop.svc.cluster.local"
 PRESENCE = StringMatch(MatchKind.PRESENCE)
@@ -96,6 +98,21 @@ def lookup(made: Plan, source: Workload, destination: Workload, port: int) -> bo
 
 
 FROM_WEB = Match(principals=(StringMatch(MatchKind.EXACT, WEB.identity.principal),))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_entries_are_the_answers_of_the_table(case: Case) -> None:
+    """Whoever is allowed over every address goes directly once it has asked; nobody else does."""
+    snapshot = policy_cases.snapshot(case)
+    workloads = {w.name: w for w in snapshot.workloads.values() if w.capture}
+    made = plan(snapshot, {w.instance: w for w in workloads.values()})
+    for flow in case.flows:
+        if flow.source != policy_cases.OUTSIDE:
+            source, destination = workloads[flow.source], workloads[flow.destination]
+            key = Key(source.instance, destination.instance, flow.port)
+            if lookup(made, source, destination, flow.port) is None and (entry := direct.ask(snapshot, made, key)):
+                made.entries[key] = entry
+            assert lookup(made, source, destination, flow.port) is (True if case.whole(flow) else None), flow
 
 
 @pytest.mark.parametrize(
