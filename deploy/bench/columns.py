@@ -38,6 +38,12 @@ class Setting:
     directory: Path
     threads: int
     mesh: Callable[[], Mesh]
+    blocking: bool = False  # sockets of the load
+
+    @property
+    def style(self) -> dict[str, str]:
+        """Options of the load's server, and of clients that are measured."""
+        return {"blocking": "yes" if self.blocking else "no"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,7 @@ def _nothing(setting: Setting, stack: ExitStack) -> Lane:
 
 def _unenrolled(setting: Setting, stack: ExitStack) -> Lane:
     mesh = setting.mesh()
-    stack.enter_context(load.serving(setting.program, mesh.plain.server, APP_PORT))
+    stack.enter_context(load.serving(setting.program, mesh.plain.server, APP_PORT, **setting.style))
     dial = Endpoint(host=mesh.plain.server.address, port=APP_PORT)
     return Lane(pair=mesh.plain, dial=dial, crosses=APP_PORT, proxies=mesh.agents)
 
@@ -97,7 +103,7 @@ def _direct(setting: Setting, stack: ExitStack) -> Lane:
 
 def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int) -> Lane:
     mesh = setting.mesh()
-    stack.enter_context(load.serving(setting.program, mesh.ambient.server, APP_PORT))
+    stack.enter_context(load.serving(setting.program, mesh.ambient.server, APP_PORT, **setting.style))
     dial = Endpoint(host=mesh.ambient.server.address, port=APP_PORT)
 
     def prove() -> dict[str, str]:

@@ -66,7 +66,8 @@ def _kind(
     add("--sizes", type=_counts, metavar="BYTES,…", help="of the echo's messages (100,4096)")
     shown = ",".join(map(str, streams))
     add("--streams", type=_counts, default=streams, metavar="N,…", help=f"bulk streams at a time ({shown})")
-    add("--callers", type=_count, default=4, help="threads that open new connections (4)")
+    add("--callers", type=_count, default=4, help="new connections under way at a time (4)")
+    add("--blocking", action="store_true", help="the load's sockets block, a thread for each; else epoll")
     add("--held", type=_count, default=64, help="connections to read memory with (64)")
     add("--quick", action="store_true", help="a first impression in about a minute: 100 bytes only")
     add("-o", "--output", choices=("table", "json"), default="table")
@@ -118,6 +119,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         held=arguments.held,
         kind=arguments.kind,
         together=arguments.together,
+        blocking=arguments.blocking,
         agent=("--direct", "on", "--direct-acceleration", arguments.acceleration) if arguments.together else (),
     )
 

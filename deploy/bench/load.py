@@ -41,7 +41,7 @@ def compiled(cache: Path = CACHE) -> Path:
     return program
 
 
-def ask(program: Path, seat: Seat, command: str, host: str, port: int, **options: float) -> dict[str, Any]:
+def ask(program: Path, seat: Seat, command: str, host: str, port: int, **options: float | str) -> dict[str, Any]:
     """Run one client to its end and return its JSON; BenchError for wrong bytes, a broken or a stuck connection."""
     argv = [str(program), *words(command, host=host, port=port, **options)]
     try:
@@ -56,9 +56,9 @@ def ask(program: Path, seat: Seat, command: str, host: str, port: int, **options
 
 
 @contextmanager
-def serving(program: Path, seat: Seat, port: int) -> Iterator[None]:
+def serving(program: Path, seat: Seat, port: int, **options: str) -> Iterator[None]:
     """A server in a pod, listening, for as long as the block runs."""
-    with seat.start([str(program), *words("server", port=port)]) as server:
+    with seat.start([str(program), *words("server", port=port, **options)]) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""
             if not line.startswith('{"listening"'):

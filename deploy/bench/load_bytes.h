@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -24,7 +25,7 @@ static struct {
   const char *command, *host;
   int port, connections, size, threads, count;
   double seconds, rate;
-  bool server_first;
+  bool server_first, blocking;
 } want = {.host = "127.0.0.1", .connections = 1, .size = 100, .threads = 1, .seconds = 1};
 
 static uint64_t now_ns(void) {
@@ -74,38 +75,64 @@ static void resolve(void) {
   freeaddrinfo(found);
 }
 
-static int dial(void) {
-  int fd = socket(peer.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+/* Sockets are non-blocking from their beginning, as a server's and its clients' are; `blocking` makes all of them wait. */
+static int dial_begin(void) {
+  int fd = socket(peer.ss_family, SOCK_STREAM | SOCK_CLOEXEC | (want.blocking ? 0 : SOCK_NONBLOCK), 0), one = 1;
   if (fd < 0) die(BROKEN, "socket: %m");
-  if (connect(fd, (struct sockaddr *)&peer, peer_length)) die(BROKEN, "connect to %s port %d: %m", want.host, want.port);
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (connect(fd, (struct sockaddr *)&peer, peer_length) && errno != EINPROGRESS)
+    die(BROKEN, "connect to %s port %d: %m", want.host, want.port);
+  return fd;
+}
+
+static void dial_end(int fd) {
+  socklen_t length = sizeof errno;
+  if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &errno, &length) || errno)
+    die(BROKEN, "connect to %s port %d: %m", want.host, want.port);
+}
+
+static void wait_for(int fd, short event) {
+  while (poll(&(struct pollfd){.fd = fd, .events = event}, 1, -1) < 0 && errno == EINTR) continue;
+}
+
+static int dial(void) {
+  int fd = dial_begin();
+  wait_for(fd, POLLOUT);
+  dial_end(fd);
   return fd;
 }
 
 static void send_all(int fd, const uint8_t *data, size_t size) {
   while (size) {
     ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EAGAIN) wait_for(fd, POLLOUT);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n <= 0) die(BROKEN, "send: %m");
     data += n, size -= (size_t)n;
   }
 }
 
+/* 0 at the connection's end. */
+static size_t receive(int fd, uint8_t *data, size_t size) {
+  for (;;) {
+    ssize_t n = recv(fd, data, size, 0);
+    if (n >= 0) return (size_t)n;
+    if (errno == EAGAIN) wait_for(fd, POLLIN);
+    else if (errno != EINTR) die(BROKEN, "recv: %m");
+  }
+}
+
 static void receive_all(int fd, uint8_t *data, size_t size) {
   while (size) {
-    ssize_t n = recv(fd, data, size, 0);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) die(BROKEN, "recv: %m");
+    size_t n = receive(fd, data, size);
     if (n == 0) die(BROKEN, "recv: the connection ended %zu bytes early", size);
-    data += n, size -= (size_t)n;
+    data += n, size -= n;
   }
 }
 
 static void receive_end(int fd) {
-  char byte;
-  ssize_t n = recv(fd, &byte, 1, 0);
-  if (n < 0) die(BROKEN, "recv: %m");
-  if (n > 0) die(WRONG_BYTES, "a byte too many");
+  uint8_t byte;
+  if (receive(fd, &byte, 1)) die(WRONG_BYTES, "a byte too many");
 }
 
 /* Message `number` of connection `id`: different from its neighbours, so that crossed or stale replies show. */

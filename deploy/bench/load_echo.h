@@ -1,7 +1,6 @@
 /* The echo's client: one message under way on each connection, one epoll loop per thread. */
 #pragma once
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
@@ -73,7 +72,6 @@ static void *echo_thread(void *argument) {
     *c = (struct caller){.fd = dial(), .id = (uint64_t)(crew->first + i), .message = malloc((size_t)want.size)};
     round_trip(c->fd, want.size, 'E', c->id, c->number++); /* the whole path is up before anything is measured */
     crew->total++;
-    fcntl(c->fd, F_SETFL, O_NONBLOCK);
     epoll_ctl(poll, EPOLL_CTL_ADD, c->fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});
   }
   if (pthread_barrier_wait(&connected_all) == PTHREAD_BARRIER_SERIAL_THREAD) {
@@ -98,6 +96,15 @@ static void *echo_thread(void *argument) {
   return NULL;
 }
 
+static void print_echo(uint64_t measured, uint64_t total, const struct histogram *latency) {
+  if (!measured) die(TOO_SLOW, "not one message came back in %g seconds", want.seconds);
+  printf("{\"figure\": \"echo\", \"connections\": %d, \"size\": %d, \"seconds\": %g, \"messages\": %lu, "
+         "\"total_messages\": %lu, \"rate\": %.1f, ",
+         want.connections, want.size, want.seconds, measured, total, (double)measured / want.seconds);
+  print_latency(latency);
+  puts("}");
+}
+
 static void run_echo(void) {
   int threads = want.threads < want.connections ? want.threads : want.connections;
   struct crew *crews = calloc((size_t)threads, sizeof *crews);
@@ -114,10 +121,5 @@ static void run_echo(void) {
     merge(all, &crews[i].latency);
     total += crews[i].total, measured += crews[i].measured;
   }
-  if (!measured) die(TOO_SLOW, "not one message came back in %g seconds", want.seconds);
-  printf("{\"figure\": \"echo\", \"connections\": %d, \"size\": %d, \"seconds\": %g, \"messages\": %lu, "
-         "\"total_messages\": %lu, \"rate\": %.1f, ",
-         want.connections, want.size, want.seconds, measured, total, (double)measured / want.seconds);
-  print_latency(all);
-  puts("}");
+  print_echo(measured, total, all);
 }

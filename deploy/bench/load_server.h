@@ -1,4 +1,5 @@
-/* The server: one epoll loop per thread; what a socket will not take waits, and nothing is read from it meanwhile. */
+/* The server: one epoll loop per thread; what a socket will not take waits, and nothing is read from it meanwhile.
+ * With sockets that block, a thread for each connection. */
 #pragma once
 
 #include <pthread.h>
@@ -9,7 +10,7 @@
 
 struct served {
   int fd;
-  char mode;         /* 0 until the first byte, then 'E', 'C' or 'S' */
+  char mode;         /* 0 until the first byte, then 'E', 'C', 'S' or 'N' */
   uint64_t count, bad;
   uint8_t *waiting;  /* bytes that the socket would not take; nothing is read meanwhile */
   size_t at, left;
@@ -67,6 +68,7 @@ static void check_stream(struct served *c, const uint8_t *data, size_t size) {
 }
 
 static bool serve(int poll, struct served *c, uint8_t *buffer) {
+  if (c->mode == 'N') return false; /* reset by its peer */
   if (c->left) return flush_waiting(poll, c);
   ssize_t n = recv(c->fd, buffer, CHUNK, 0);
   if (n < 0) return errno == EAGAIN || errno == EINTR;
@@ -78,18 +80,38 @@ static bool serve(int poll, struct served *c, uint8_t *buffer) {
     return false;
   }
   if (!c->mode) c->mode = (char)buffer[0];
+  if (c->mode == 'N') return await(poll, c, 0), true; /* never again; its end is still heard of */
   if (c->mode == 'S') return check_stream(c, buffer, (size_t)n), true;
   c->count += (uint64_t)n;
   return give_back(poll, c, buffer, (size_t)n) && !(c->mode == 'C' && c->count >= CONNECT_BYTES);
 }
 
+static void *serve_blocking(void *served) {
+  uint8_t *buffer = malloc(CHUNK);
+  struct served *c = served;
+  while (serve(-1, c, buffer))
+    if (c->mode == 'N') wait_for(c->fd, 0);
+  forget(c);
+  free(buffer);
+  return NULL;
+}
+
+static void begin(int poll, struct served *c) {
+  pthread_t thread;
+  if (!want.blocking) {
+    epoll_ctl(poll, EPOLL_CTL_ADD, c->fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});
+  } else if (pthread_create(&thread, NULL, serve_blocking, c) || pthread_detach(thread)) {
+    die(BROKEN, "a thread for a connection: %m");
+  }
+}
+
 static void welcome(int poll, int listener) {
   int fd, one = 1;
-  while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+  while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | (want.blocking ? 0 : SOCK_NONBLOCK))) >= 0) {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct served *c = calloc(1, sizeof *c);
     c->fd = fd;
-    epoll_ctl(poll, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});
+    begin(poll, c);
   }
 }
 

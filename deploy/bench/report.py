@@ -37,6 +37,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "rounds": plan.rounds,
         "seconds": plan.seconds,
         "threads": plan.threads,
+        "blocking": plan.blocking,
         "machine": dict(outcome.machine),
         "columns": [
             {"name": column.name, "title": column.title, "path": dict(outcome.paths[column.name])}

@@ -34,6 +34,7 @@ class Plan:
     kind: str = "tunnel"
     together: bool = False  # client and server on one node
     agent: tuple[str, ...] = ()  # more arguments of our agents
+    blocking: bool = False  # the load's sockets block, and each has a thread
 
     @property
     def steps(self) -> int:
@@ -77,7 +78,7 @@ def measure(plan: Plan, number: int, step: Step) -> Outcome:
         for turn, figure, name in figures.turns(plan.rounds, plan.figures, tuple(lanes)):
             step(f"round {turn + 1} of {plan.rounds}: {figure.name}, {name}")
             with _about(name):
-                values = _once(program, lanes[name], figure, plan.seconds)
+                values = _once(program, lanes[name], figure, plan)
             samples.append(Sample(round=turn, figure=figure.name, column=name, values=values))
         for name, lane in lanes.items():
             step(f"memory with {plan.held} connections: {name}")
@@ -93,9 +94,17 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number, together=plan.together))
         bare = site.pair()
-        stack.enter_context(load.serving(program, bare.server, APP_PORT))
         mesh = functools.cache(lambda: bring_up(site, plan.agent))
-        setting = Setting(ground=site, bare=bare, program=program, directory=directory, threads=plan.threads, mesh=mesh)
+        setting = Setting(
+            ground=site,
+            bare=bare,
+            program=program,
+            directory=directory,
+            threads=plan.threads,
+            mesh=mesh,
+            blocking=plan.blocking,
+        )
+        stack.enter_context(load.serving(program, bare.server, APP_PORT, **setting.style))
         lanes = {}
         for column in plan.columns:
             step(f"preparing {column.name}")
@@ -104,11 +113,10 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         yield program, lanes
 
 
-def _once(program: Path, lane: Lane, figure: Figure, seconds: float) -> dict[str, float]:
+def _once(program: Path, lane: Lane, figure: Figure, plan: Plan) -> dict[str, float]:
+    options = {**figure.options, "seconds": plan.seconds, "blocking": "yes" if plan.blocking else "no"}
     before = usage.read_cpu(lane.proxies, lane.everything)
-    answer = load.ask(
-        program, lane.pair.client, figure.command, lane.dial.host, lane.dial.port, **figure.options, seconds=seconds
-    )
+    answer = load.ask(program, lane.pair.client, figure.command, lane.dial.host, lane.dial.port, **options)
     return figures.values(answer, usage.read_cpu(lane.proxies, lane.everything).since(before))
 
 

@@ -22,13 +22,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(params=["no", "yes"], ids=["epoll", "blocking"])
+def blocking(request: pytest.FixtureRequest) -> str:
+    """Both ends of the load in either style."""
+    style: str = request.param
+    return style
+
+
 @pytest.fixture
-def port(program: Path) -> Iterator[int]:
+def port(program: Path, blocking: str) -> Iterator[int]:
     """A load server on a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]
-    argv = [program, *words("server", port=number)]
+    argv = [program, *words("server", port=number, blocking=blocking)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert json.loads(server.stdout.readline()) == {"listening": number}
@@ -65,32 +72,33 @@ def test_compiled_once(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_echo(program: Path, port: int, options: dict[str, int]) -> None:
-    found = answer(program, "echo", port, seconds=0.2, **options)
+def test_echo(program: Path, port: int, blocking: str, options: dict[str, int]) -> None:
+    found = answer(program, "echo", port, seconds=0.2, blocking=blocking, **options)
     assert 0 < found["messages"] <= found["total_messages"]
     latency = found["latency_us"]
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p999"] <= latency["max"] * 1.01
     assert found["rate"] == pytest.approx(found["messages"] / 0.2, rel=0.01)
 
 
-def test_stream_counts_what_the_receiver_confirmed(program: Path, port: int) -> None:
-    found = answer(program, "stream", port, seconds=0.2, connections=2)
+def test_stream_counts_what_the_receiver_confirmed(program: Path, port: int, blocking: str) -> None:
+    found = answer(program, "stream", port, seconds=0.2, connections=2, blocking=blocking)
     assert found["bytes"] > 1_000_000
     assert found["gbit_per_s"] == pytest.approx(found["bytes"] * 8 / found["seconds"] / 1e9, rel=0.01)
 
 
-def test_connects(program: Path, port: int) -> None:
-    found = answer(program, "connects", port, seconds=0.2, connections=2)
+def test_connects(program: Path, port: int, blocking: str) -> None:
+    found = answer(program, "connects", port, seconds=0.2, connections=2, blocking=blocking)
     assert found["connects"] > 0
     assert found["latency_us"]["p50"] > 0
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-def test_connects_are_counted_and_paced(program: Path, port: int, first: str) -> None:
-    found = answer(program, "connects", port, seconds=30, connections=4, count=101, rate=500, first=first)
+def test_connects_are_counted_and_paced(program: Path, port: int, blocking: str, first: str) -> None:
+    options = {"connections": 4, "first": first, "blocking": blocking}
+    found = answer(program, "connects", port, seconds=30, count=101, rate=500, **options)
     assert found["connects"] == 101
     assert found["seconds"] >= 0.2
-    found = answer(program, "connects", port, seconds=0.2, connections=4, rate=100, first=first)
+    found = answer(program, "connects", port, seconds=0.2, rate=100, **options)
     assert found["connects"] <= 20
 
 
@@ -106,6 +114,20 @@ def test_hold_keeps_connections_until_stdin_ends(program: Path, port: int) -> No
         assert held.wait(timeout=30) == 0
 
 
+@pytest.mark.parametrize("size", [1, 4096])
+def test_stuff_fills_a_reader_that_never_reads(program: Path, port: int, size: int) -> None:
+    argv = [program, *words("stuff", port=port, connections=2, size=size)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        found = json.loads(writer.stdout.readline())
+        assert found["ready"] == 2
+        assert found["bytes"] > 65536
+        assert writer.poll() is None
+        writer.stdin.close()
+        assert writer.wait(timeout=30) == 0
+
+
 def _read(client: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size and (more := client.recv(size - len(data))):
@@ -116,6 +138,12 @@ def _read(client: socket.socket, size: int) -> bytes:
 def _flip(client: socket.socket) -> None:
     data = bytearray(_read(client, 100))
     data[57] ^= 1
+    client.sendall(data)
+
+
+def _flip_early(client: socket.socket) -> None:
+    data = bytearray(_read(client, 16))
+    data[7] ^= 1
     client.sendall(data)
 
 
@@ -155,6 +183,7 @@ LIARS = [
     ("echo", _too_much, WRONG_BYTES, "wrong bytes"),
     ("echo", _cut, BROKEN, "ended 60 bytes early"),
     ("connects", _cut_short, BROKEN, "ended 12 bytes early"),
+    ("connects", _flip_early, WRONG_BYTES, "came back changed"),
     ("stream", _summary(-1, 0), WRONG_BYTES, "arrived"),
     ("stream", _summary(0, 4097), WRONG_BYTES, "offset 4096"),
 ]
@@ -162,7 +191,7 @@ LIARS = [
 
 @pytest.mark.parametrize(("command", "lie", "status", "text"), LIARS, ids=[f"{c}-{t}" for c, _, _, t in LIARS])
 def test_a_server_that_lies_is_found_out(
-    program: Path, command: str, lie: Callable[[socket.socket], None], status: int, text: str
+    program: Path, blocking: str, command: str, lie: Callable[[socket.socket], None], status: int, text: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -176,7 +205,9 @@ def test_a_server_that_lies_is_found_out(
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        done = run(program, *words(command, port=listener.getsockname()[1], connections=1, seconds=0.2))
+        done = run(
+            program, *words(command, port=listener.getsockname()[1], connections=1, seconds=0.2, blocking=blocking)
+        )
         thread.join(timeout=30)
     assert (done.returncode, done.stdout) == (status, "")
     assert text in done.stderr
