@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from aiohttp import web
 
 from controller import admin, serve
-from controller.ca import AuthorityError, load_or_create
+from controller.ca import LEAF_LIFETIME, AuthorityError, load_or_create
 from controller.log import set_up
 from controller.metrics import Metrics, build_version
 from controller.serve import Server
@@ -34,6 +34,8 @@ _log = logging.getLogger("controller")
 
 METRICS_PORT = 15014
 _GRACE_S = 5.0
+# Of a workload's certificate: shorter, an agent that allows for slow clocks would renew it at once; Istio's longest.
+_LIFETIMES = timedelta(minutes=2), timedelta(days=90)
 
 
 class StartError(Exception):
@@ -68,6 +70,13 @@ def arguments(argv: Sequence[str] | None = None, *, prog: str = "python -m contr
     parser.add_argument(
         "--dns-name", action="append", type=_host, default=[], help="a name or IP nodes reach us by; repeatable"
     )
+    parser.add_argument(
+        "--certificate-lifetime",
+        type=_lifetime,
+        default=LEAF_LIFETIME,
+        metavar="SECONDS",
+        help="of workloads; agents renew at about half of it (default: a day, as Istio's DEFAULT_WORKLOAD_CERT_TTL)",
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(argv)
 
@@ -77,6 +86,14 @@ def _trust_domain(text: str) -> str:
         return SpiffeId.parse(str(SpiffeId(text, "n", "s"))).trust_domain
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a trust domain: [a-z0-9._-], at most 255") from None
+
+
+def _lifetime(text: str) -> timedelta:
+    shortest, longest = _LIFETIMES
+    lifetime = timedelta(seconds=int(text)) if text.isascii() and text.isdigit() and len(text) < 10 else timedelta()
+    if not shortest <= lifetime <= longest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 120 to 7776000 (90 days)")
+    return lifetime
 
 
 def _host(text: str) -> str:
@@ -120,7 +137,7 @@ async def run(given: argparse.Namespace) -> None:
     _take(directory, state)
     await state.refresh()
 
-    server = Server(state, authority, tokens)
+    server = Server(state, authority, tokens, lifetime=given.certificate_lifetime)
     context = serve.tls_context()
     names = _names(given)
     async with AsyncExitStack() as stack:

@@ -9,6 +9,7 @@
     envoy.py           Envoy's configuration (pure) and its process
     columns.py         what is compared: prepare → where the client runs, what it dials, what to account
     figures.py         what is measured, and medians of ratios (pure)
+    targets.py         how our tunnel stands against the better Envoy (pure)
     rounds.py          interleaved rounds: every column's turn at a figure comes right after the other columns'
     report.py          the table for people, JSON for programs
     command.py         `gossamer bench tunnel`

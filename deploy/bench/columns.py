@@ -21,10 +21,20 @@ from deploy.bench.envoy import Config, Endpoint, Envoy
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import Ground, Pair
 from deploy.bench.mesh import APP_PORT, Mesh
+from deploy.bench.seat import Seat
 
 _HBONE_PORT = 15008
+_MOST = 18_000  # connections that a process may have open, within 20,000 descriptors; a proxy without HTTP/2: half
 _LISTED_S = 5.0  # the agent hears of direct connections twice a second
 _CLIENT, _SERVER = "spiffe://cluster.local/ns/bench/sa/client", "spiffe://cluster.local/ns/bench/sa/server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Where connections come from, and what they dial."""
+
+    seat: Seat
+    dial: Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +59,19 @@ class Setting:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
     """A prepared column. `proxies` are cgroups; `everything` those and the load's own. `crosses` is the port of the
-    server pod that bytes between the pods must go to; `prove` adds what the proxies themselves say (and may raise)."""
+    server pod that bytes between the pods must go to; `prove` adds what the proxies themselves say (and may raise).
+    `neighbours` are further pairs behind the same proxies, for more connections than one pod may have."""
 
     pair: Pair
     dial: Endpoint
     crosses: int
     proxies: tuple[Path, ...] = ()
     prove: Callable[[], dict[str, str]] = dict
+    neighbours: tuple[Caller, ...] = ()
+
+    @property
+    def callers(self) -> tuple[Caller, ...]:
+        return (Caller(seat=self.pair.client, dial=self.dial), *self.neighbours)
 
     @property
     def everything(self) -> tuple[Path, ...]:
@@ -74,11 +90,12 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """`prepare` registers its clean-up with the stack it is given."""
+    """`prepare` registers its clean-up with the stack it is given; `most` is how many connections may be held."""
 
     name: str
     title: str
     prepare: Callable[[Setting, ExitStack], Lane]
+    most: int = _MOST
 
 
 def _nothing(setting: Setting, stack: ExitStack) -> Lane:
@@ -118,7 +135,13 @@ def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int
             time.sleep(0.05)
         return {end: str(live[0][end]["identity"]) for end in ("source", "destination")}
 
-    return Lane(pair=mesh.ambient, dial=dial, crosses=crosses, proxies=mesh.agents, prove=prove)
+    neighbours = []
+    for pair in mesh.neighbours:
+        stack.enter_context(load.serving(setting.program, pair.server, APP_PORT))
+        neighbours.append(Caller(seat=pair.client, dial=Endpoint(host=pair.server.address, port=APP_PORT)))
+    return Lane(
+        pair=mesh.ambient, dial=dial, crosses=crosses, proxies=mesh.agents, prove=prove, neighbours=tuple(neighbours)
+    )
 
 
 def _envoy_tcp(setting: Setting, stack: ExitStack) -> Lane:
@@ -199,12 +222,12 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="none", title="nothing attached", prepare=_nothing),
     Column(name="unenrolled", title="un-enrolled beside", prepare=_unenrolled),
     Column(name="gossamer", title="gossamer", prepare=_gossamer),
-    Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
-    Column(name="envoy-hbone", title="Envoy HBONE", prepare=_envoy_hbone),
+    Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp, most=_MOST // 2),
+    Column(name="envoy-hbone", title="Envoy HBONE", prepare=_envoy_hbone, most=_MOST // 2),
 )
 DIRECT_COLUMNS: tuple[Column, ...] = (
     Column(name="none", title="nothing attached", prepare=_nothing),
     Column(name="unenrolled", title="un-enrolled beside", prepare=_unenrolled),
     Column(name="direct", title="gossamer direct", prepare=_direct),
-    Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp),
+    Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp, most=_MOST // 2),
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,6 +20,7 @@ from deploy.bench import report, rounds
 from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import figures
+from deploy.bench.mesh import thread_arguments
 from deploy.bench.rounds import Outcome, Plan
 from deploy.lab.fault import LabError
 
@@ -36,7 +39,6 @@ def register(subparsers: Any) -> None:
             f"in interleaved rounds. {_NEEDS}",
         ),
         COLUMNS,
-        streams=(1,),
         together=False,
     )
     _kind(
@@ -47,33 +49,63 @@ def register(subparsers: Any) -> None:
             f"socket, under policy), and through a pair of Envoys, in interleaved rounds. {_NEEDS}",
         ),
         DIRECT_COLUMNS,
-        streams=(1, 8),
         together=True,
     )
 
 
-def _kind(
-    parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, streams: tuple[int, ...], together: bool
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """What is run where the options do not say otherwise."""
+
+    rounds: int
+    seconds: float
+    sizes: tuple[int, ...]
+    connections: tuple[int, ...]
+    streams: tuple[int, ...]
+    held: tuple[int, ...]
+    steady: float | None = None
+
+
+QUICK = Extent(rounds=2, seconds=0.5, sizes=(100,), connections=(1, 16, 64), streams=(1,), held=(64,))
+USUAL = Extent(rounds=3, seconds=0.7, sizes=(100, 4096), connections=(1, 16, 64), streams=(1, 8), held=(1000,))
+ALL = Extent(
+    rounds=5,
+    seconds=2.0,
+    sizes=(100, 4096, 65536),
+    connections=(1, 16, 64, 256),
+    streams=(1, 8),
+    held=(5000, 10_000),
+    steady=60.0,
+)
+
+
+def _kind(parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, together: bool) -> None:
     names = [column.name for column in columns]
     add = parser.add_argument
     add("--columns", type=_columns(columns), default=columns, metavar="A,B,…", help=f"of {', '.join(names)}")
     add("--baseline", choices=names, help="column that ratios refer to (default: the first)")
-    add("--rounds", type=_count, help="interleaved rounds (default 5; 2 with --quick)")
-    add("--seconds", type=_seconds, help="per measurement (default 2; 0.5 with --quick)")
-    add("--threads", type=_count, default=1, help="data-path threads of every proxy (default 1)")
-    add("--connections", type=_counts, default=(1, 16, 64), metavar="N,…", help="of the echo (1,16,64)")
-    add("--sizes", type=_counts, metavar="BYTES,…", help="of the echo's messages (100,4096)")
-    shown = ",".join(map(str, streams))
-    add("--streams", type=_counts, default=streams, metavar="N,…", help=f"bulk streams at a time ({shown})")
+    add("--rounds", type=_count, help=f"interleaved rounds ({USUAL.rounds})")
+    add("--seconds", type=_seconds, help=f"per measurement ({USUAL.seconds})")
+    add("--threads", type=_count, default=1, help="data-path threads of every proxy (1)")
+    add("--connections", type=_counts, metavar="N,…", help=f"of the echo {_shown(USUAL.connections)}")
+    add("--sizes", type=_counts, metavar="BYTES,…", help=f"of the echo's messages {_shown(USUAL.sizes)}")
+    add("--streams", type=_counts, metavar="N,…", help=f"bulk streams at a time {_shown(USUAL.streams)}")
     add("--callers", type=_count, default=4, help="new connections under way at a time (4)")
     add("--blocking", action="store_true", help="the load's sockets block, a thread for each; else epoll")
-    add("--held", type=_count, default=64, help="connections to read memory with (64)")
-    add("--quick", action="store_true", help="a first impression in about a minute: 100 bytes only")
+    add("--steady", type=_seconds, help="once more new connections, for so many seconds on end (none; 60 with --all)")
+    add("--held", type=_counts, metavar="N,…", help=f"connections to read memory with {_shown(USUAL.held)}")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="a first impression in half a minute: 100 bytes only")
+    extent.add_argument("--all", action="store_true", help="the whole table, in about twenty minutes")
+    add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     if together:
         add("--acceleration", choices=("on", "off"), default="off", help="--direct-acceleration of the agent (off)")
     parser.set_defaults(run=run, together=together)
+
+
+def _shown(counts: tuple[int, ...]) -> str:
+    return f"({','.join(map(str, counts))})"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,7 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         errors.print("gossamer bench: needs root: it makes network namespaces; run it with sudo")
         return 2
-    plan = plan_of(arguments)
+    try:
+        plan = plan_of(arguments)
+    except BenchError as error:
+        errors.print(f"gossamer bench: {error}", markup=False, highlight=False)
+        return 2
     if plan.baseline not in [column.name for column in plan.columns]:
         errors.print(f"gossamer bench: --baseline {plan.baseline} is not one of the columns that are run")
         return 2
@@ -106,21 +142,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options ask for. Pure."""
-    quick = arguments.quick
-    sizes = arguments.sizes or ((100,) if quick else (100, 4096))
+    """The plan that the options ask for. Pure. BenchError: our agent cannot run with so many threads."""
+    extent = QUICK if arguments.quick else ALL if arguments.all else USUAL
+    found = figures(
+        arguments.sizes or extent.sizes,
+        arguments.connections or extent.connections,
+        arguments.streams or extent.streams,
+        arguments.callers,
+        arguments.steady or extent.steady,
+    )
+    direct = ("--direct", "on", "--direct-acceleration", arguments.acceleration) if arguments.together else ()
     return Plan(
         columns=arguments.columns,
-        figures=tuple(figures(sizes, arguments.connections, arguments.streams, arguments.callers)),
+        figures=tuple(found),
         baseline=arguments.baseline or arguments.columns[0].name,
-        rounds=arguments.rounds or (2 if quick else 5),
-        seconds=arguments.seconds or (0.5 if quick else 2.0),
+        rounds=arguments.rounds or extent.rounds,
+        seconds=arguments.seconds or extent.seconds,
         threads=arguments.threads,
-        held=arguments.held,
+        held=arguments.held or extent.held,
         kind=arguments.kind,
         together=arguments.together,
         blocking=arguments.blocking,
-        agent=("--direct", "on", "--direct-acceleration", arguments.acceleration) if arguments.together else (),
+        agent=(*direct, *thread_arguments(arguments.threads), *arguments.agent),
     )
 
 

@@ -12,11 +12,13 @@ from deploy.bench.usage import Cpu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One kind of load. `options` are load.c's, in its words."""
+    """One kind of load. `options` are load.c's, in its words. With `seconds` it lasts so long, whatever the others do,
+    and has its turn in the first round only."""
 
     name: str
     command: str
     options: Mapping[str, int]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +76,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 
 
-def figures(sizes: Sequence[int], connections: Sequence[int], streams: Sequence[int], callers: int) -> list[Figure]:
-    """Every message size with every number of connections, then the streams, then new connections by `callers`."""
+def figures(
+    sizes: Sequence[int], connections: Sequence[int], streams: Sequence[int], callers: int, steady: float | None = None
+) -> list[Figure]:
+    """Every message size with every number of connections, then the streams, then new connections by `callers`, and
+    those once more for `steady` seconds on end: longer than a closed connection keeps its port."""
     found = [
         Figure(name=f"echo {bytes_text(size)} ×{count}", command="echo", options={"connections": count, "size": size})
         for size in sizes
@@ -83,6 +88,9 @@ def figures(sizes: Sequence[int], connections: Sequence[int], streams: Sequence[
     ]
     found += [Figure(name=f"stream ×{count}", command="stream", options={"connections": count}) for count in streams]
     found.append(Figure(name=f"connects ×{callers}", command="connects", options={"connections": callers}))
+    if steady:
+        name = f"connects ×{callers} for {steady:g} s"
+        found.append(Figure(name=name, command="connects", options={"connections": callers}, seconds=steady))
     return found
 
 
@@ -96,6 +104,8 @@ def turns(rounds: int, figures: Sequence[Figure], columns: Sequence[str]) -> Ite
     for number in range(rounds):
         shift = number % len(columns)
         for figure in figures:
+            if number and figure.seconds:
+                continue
             for column in (*columns[shift:], *columns[:shift]):
                 yield number, figure, column
 

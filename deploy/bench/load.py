@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,14 @@ from deploy.bench.seat import Seat
 
 SOURCE = Path(__file__).with_name("load.c")
 CACHE = Path("/var/cache/gossamer/bench")
+_HELD_S = 120.0  # for thousands of connections to be opened, one after the other
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
+_BROKEN = 3  # exit status of load.c: a connection failed
 _SLACK_S = 60.0  # load.c gives up 30 s after its time; this is for one that cannot even do that
+
+
+class Broken(BenchError):
+    """A connection could not be opened, or ended, although all bytes that came were right."""
 
 
 def compiled(cache: Path = CACHE) -> Path:
@@ -69,7 +76,8 @@ def serving(program: Path, seat: Seat, port: int, **options: str) -> Iterator[No
 
 
 class Held:
-    """Connections that are open, one message behind each, while the block runs; verified once more at its end."""
+    """Connections that are open, one message behind each, while the block runs; verified once more at its end. Broken
+    if they cannot be opened."""
 
     def __init__(self, program: Path, seat: Seat, host: str, port: int, connections: int) -> None:
         self._argv = [str(program), *words("hold", host=host, port=port, connections=connections)]
@@ -77,10 +85,14 @@ class Held:
 
     def __enter__(self) -> Held:
         self._process = self._seat.start(self._argv)
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line.startswith('{"ready"'):
-            raise BenchError(f"cannot hold connections: {self._process.communicate(timeout=5)[1].strip()}")
-        return self
+        ready, _, _ = select.select([self._process.stdout], [], [], _HELD_S)
+        if ready and self._process.stdout and self._process.stdout.readline().startswith('{"ready"'):
+            return self
+        if not ready:
+            self._process.kill()
+        complaint = self._process.communicate(timeout=5)[1].strip() or f"not all are open after {_HELD_S:g} s"
+        broken = not ready or self._process.returncode == _BROKEN
+        raise (Broken if broken else BenchError)(f"cannot hold connections: {complaint}")
 
     def __exit__(self, kind: object, *rest: object) -> None:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from deploy.bench.seat import Seat
 from deploy.lab import agents, fabric
 from deploy.lab.fabric import Machine
 from deploy.lab.layout import NETNS
+from ztunnel.config import Config
 
 APP_PORT = 7000
 _DEADLINE_S = 90.0  # the first start on a machine compiles the programs of the kernel side
@@ -32,11 +33,13 @@ _LABELS: Mapping[str, dict[str, str]] = {"plain": {}, "ambient": {"istio.io/data
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """A mesh that is up, its pods enrolled as their namespaces ask. `agents` are the agents' cgroups."""
+    """A mesh that is up, its pods enrolled as their namespaces ask. `agents` are the agents' cgroups; `neighbours` are
+    further enrolled pairs on the same nodes."""
 
     ground: Ground
     plain: Pair
     ambient: Pair
+    neighbours: tuple[Pair, ...] = ()
 
     @property
     def agents(self) -> tuple[Path, ...]:
@@ -48,10 +51,13 @@ class Mesh:
         return list((answer or {}).get("connections", ()))
 
 
-def bring_up(ground: Ground, arguments: Sequence[str] = ()) -> Mesh:
-    """Start everything, the agents with more `arguments`, and wait until it is as the labels ask; removing the ground
-    removes it."""
+def bring_up(
+    ground: Ground, arguments: Sequence[str] = (), *, neighbours: int = 0, lifetime: int | None = None
+) -> Mesh:
+    """Start everything, the agents with more `arguments`, with so many `neighbours`, certificates valid for `lifetime`
+    seconds, and wait until it is as the labels ask; removing the ground removes it."""
     layout = ground.layout
+    labels = _LABELS | {f"neighbour{number}": _LABELS["ambient"] for number in range(neighbours)}
     for directory in (layout.cluster, layout.logs, layout.control):
         directory.mkdir(parents=True, exist_ok=True)
     for node in ground.nodes:
@@ -65,29 +71,41 @@ def bring_up(ground: Ground, arguments: Sequence[str] = ()) -> Mesh:
         group.mkdir(parents=True, exist_ok=True)
         return group
 
-    pairs = {namespace: ground.pair(place, namespace=namespace) for namespace in _LABELS}
-    _write_objects(ground, pairs)
-    _start(ground, arguments)
-    _until("the agents to be ready and the pods to be enrolled", lambda: _waits_for(ground))
-    return Mesh(ground=ground, plain=pairs["plain"], ambient=pairs["ambient"])
+    pairs = {namespace: ground.pair(place, namespace=namespace) for namespace in labels}
+    _write_objects(ground, pairs, labels)
+    _start(ground, arguments, lifetime)
+    ambient = [namespace for namespace in labels if labels[namespace]]
+    _until("the agents to be ready and the pods to be enrolled", lambda: _waits_for(ground, ambient))
+    own, *others = (pairs[namespace] for namespace in ambient)
+    return Mesh(ground=ground, plain=pairs["plain"], ambient=own, neighbours=tuple(others))
 
 
-def _start(ground: Ground, arguments: Sequence[str]) -> None:
+def thread_arguments(threads: int) -> tuple[str, ...]:
+    """What makes an agent's data path run on so many threads; BenchError where its engine has one only."""
+    if threads == 1:
+        return ()
+    if "threads" not in {field.name for field in fields(Config)}:
+        raise BenchError(f"{threads} threads: the data path of our agent is one thread; compare with --threads 1")
+    return ("--threads", str(threads))
+
+
+def _start(ground: Ground, arguments: Sequence[str], lifetime: int | None) -> None:
     layout = ground.layout
     v4, v6 = layout.control_addresses
     control = Machine(name="control", netns=layout.control_netns, address4=v4, address6=v6)
     fabric.make_machine(layout, control)
     fabric.set_routes(layout, control, ground.nodes)
-    agents.start_controller(layout, [node.name for node in ground.nodes])
+    valid = () if lifetime is None else ("--certificate-lifetime", str(lifetime))
+    agents.start_controller(layout, [node.name for node in ground.nodes], arguments=valid)
     root = layout.control / "state" / "ca.crt"
     _until("the controller", lambda: "" if root.exists() else _tail(layout.logs / "controller.log"))
     for node in ground.nodes:
         agents.start_agent(layout, node, arguments=("--log-level", "warn", *arguments))
 
 
-def _waits_for(ground: Ground) -> str:
+def _waits_for(ground: Ground, ambient: Sequence[str]) -> str:
     """What is not as it should be, in words; empty if all is."""
-    expected = {Pod(namespace="ambient", name=name).uid for name in ("client", "server")}
+    expected = {Pod(namespace=namespace, name=name).uid for namespace in ambient for name in ("client", "server")}
     enrolled: set[str] = set()
     tunnels: list[str] = []
     for node in ground.nodes:
@@ -101,7 +119,8 @@ def _waits_for(ground: Ground) -> str:
         tunnels += [one["namespace"] for one in known["workloads"] if one["protocol"] == "HBONE"]
     if enrolled != expected:
         return f"enrolled are {sorted(enrolled)}, should be {sorted(expected)}"
-    return "" if tunnels == ["ambient"] * 4 else f"workloads that take tunnels, by node: {tunnels}"
+    # Both nodes know both pods of each.
+    return "" if sorted(tunnels) == sorted(4 * list(ambient)) else f"workloads that take tunnels, by node: {tunnels}"
 
 
 def _until(what: str, waits_for: Callable[[], str]) -> None:
@@ -117,12 +136,16 @@ def _tail(log: Path) -> str:
     return "\n".join(lines) or f"(nothing in {log.name} yet)"
 
 
-def _write_objects(ground: Ground, pairs: Mapping[str, Pair]) -> None:
+def _write_objects(ground: Ground, pairs: Mapping[str, Pair], labels: Mapping[str, Mapping[str, str]]) -> None:
     layout = ground.layout
     objects: list[dict[str, Any]] = [_node(node) for node in ground.nodes]
     for namespace, pair in pairs.items():
         objects.append(
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": _LABELS[namespace]}}
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": namespace, "labels": dict(labels[namespace])},
+            }
         )
         for node, name, seat in zip(ground.homes, ("client", "server"), (pair.client, pair.server), strict=True):
             pod = Pod(namespace=namespace, name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -10,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.bench.figures import METRICS, Figure, Metric, Summary, summarise
-from deploy.bench.rounds import Outcome
+from deploy.bench.rounds import Holding, Outcome
+from deploy.bench.targets import Standing, standings
 from deploy.bench.usage import Memory
 
 _WORDS = {
@@ -45,9 +47,10 @@ def document(outcome: Outcome) -> dict[str, Any]:
         ],
         "figures": [_figure(outcome, figure, metric) for figure in plan.figures for metric in METRICS[figure.command]],
         "memory": {
-            name: {"idle": _memory(found.idle), "held": _memory(found.held), "held_connections": plan.held}
+            name: {"idle": _memory(found.idle), "held": [_held(found, count) for count in found.held]}
             for name, found in outcome.memory.items()
         },
+        "against_envoy": [_standing(one) for one in standings(outcome.samples, plan.figures)],
     }
 
 
@@ -64,6 +67,22 @@ def _figure(outcome: Outcome, figure: Figure, metric: Metric) -> dict[str, Any]:
             name: {"median": one.median, "ratio": one.ratio, "samples": list(one.samples)}
             for name, one in found.items()
         },
+    }
+
+
+def _held(found: Holding, count: int) -> dict[str, Any]:
+    held = found.held[count]
+    return {"connections": count, **({"refused": held} if isinstance(held, str) else _memory(held))}
+
+
+def _standing(one: Standing) -> dict[str, Any]:
+    return {
+        "figure": one.figure,
+        "metric": one.metric,
+        "against": one.against,
+        "ratio": one.ratio,
+        "wanted": one.wanted,
+        "reached": one.reached,
     }
 
 
@@ -86,17 +105,38 @@ def table(outcome: Outcome) -> RenderableType:
                 cells = [_cell(found[column.name], metric, column.name == plan.baseline) for column in plan.columns]
                 grid.add_row(f"  {_WORDS[metric.name]}", *cells)
         grid.add_section()
-    grid.add_row(Text("memory of proxies, PSS MiB", style="bold"))
-    held = [outcome.memory[column.name] for column in plan.columns]
-    grid.add_row("  idle", *(_memory_cell(one.idle) for one in held))
-    grid.add_row(f"  {plan.held} connections", *(_memory_cell(one.held) for one in held))
+    grid.add_row(Text("memory, PSS MiB (KiB each)", style="bold"))
+    memory = [outcome.memory[column.name] for column in plan.columns]
+    grid.add_row("  idle", *(_memory_cell(one, 0) for one in memory))
+    for count in plan.held:
+        grid.add_row(f"  {count:,} connections", *(_memory_cell(one, count) for one in memory))
+    refused = [
+        f"{column.title}, {count:,} connections: {found}"
+        for column in plan.columns
+        for count, found in outcome.memory[column.name].held.items()
+        if isinstance(found, str)
+    ]
     note = (
         f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; ×: median of the rounds' ratios to "
         f"“{plan.baseline}”; {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "
         f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}. Every byte was verified. "
         "How to read this: docs/benchmarks.md"
     )
-    return Group(grid, Text(note, style="dim"))
+    parts: list[RenderableType] = [grid]
+    if found := standings(outcome.samples, plan.figures):
+        parts.append(_against_envoy(found))
+    return Group(*parts, *(Text(f"refused: {line}", style="yellow") for line in refused), Text(note, style="dim"))
+
+
+def _against_envoy(found: Sequence[Standing]) -> Table:
+    grid = Table(title="our tunnel against the better Envoy", header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    for heading, justify in (("", "left"), ("", "left"), ("of", "left"), ("ratio", "right"), ("wanted", "right")):
+        grid.add_column(heading, justify=justify, no_wrap=True)
+    for one in found:
+        sign = "≤" if one.better == "lower" else "≥"
+        ratio = Text(f"×{_ratio(one.ratio)}", style="green" if one.reached else "red")
+        grid.add_row(one.figure, _WORDS[one.metric], one.against, ratio, f"{sign} {one.wanted:g}")
+    return grid
 
 
 def _cell(found: Summary, metric: Metric, is_baseline: bool) -> Text:
@@ -111,8 +151,14 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def _memory_cell(found: Memory) -> Text:
-    return Text(f"{found.pss:.0f}" if found.pss else "–")
+def _memory_cell(holding: Holding, count: int) -> Text:
+    found = holding.held.get(count) if count else holding.idle
+    if isinstance(found, str):
+        return Text("refused", style="yellow")
+    if found is None or not found.pss:
+        return Text("–")
+    each = f" ({(found.pss - holding.idle.pss) * 1024 / count:.1f})" if count else ""
+    return Text(f"{found.pss:.0f}{each}")
 
 
 def _number(value: float) -> str:

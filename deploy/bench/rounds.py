@@ -19,10 +19,12 @@ from deploy.bench.ground import ground
 from deploy.bench.mesh import APP_PORT, bring_up
 from deploy.bench.usage import Memory
 
+_HELD_BY_A_POD = 2500  # connections; for more there are more pods
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run. `seconds` is per measurement; `held` the connections that memory is read with."""
+    """What to run. `seconds` is per measurement; `held` the numbers of connections that memory is read with."""
 
     columns: tuple[Column, ...]
     figures: tuple[Figure, ...]
@@ -30,24 +32,39 @@ class Plan:
     rounds: int
     seconds: float
     threads: int
-    held: int
+    held: tuple[int, ...]
     kind: str = "tunnel"
     together: bool = False  # client and server on one node
     agent: tuple[str, ...] = ()  # more arguments of our agents
     blocking: bool = False  # the load's sockets block, and each has a thread
 
     @property
+    def turns(self) -> tuple[tuple[int, Figure, str], ...]:
+        """(round, figure, column), in their order."""
+        return tuple(figures.turns(self.rounds, self.figures, [column.name for column in self.columns]))
+
+    @property
     def steps(self) -> int:
         """Measurements and preparations, for a progress bar."""
-        return len(self.columns) * (self.rounds * len(self.figures) + 2)
+        return len(self.turns) + sum(1 + len(self.held_by(column)) for column in self.columns)
+
+    @property
+    def neighbours(self) -> int:
+        """Enrolled pairs beside the first that it takes to hold so many connections."""
+        return max(0, -(-max(self.held) // _HELD_BY_A_POD) - 1)
+
+    def held_by(self, column: Column) -> tuple[int, ...]:
+        """Those of `held` that this column's processes have descriptors for."""
+        return tuple(count for count in self.held if count <= column.most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """Memory of a column's proxies (both ends together): before any load, and with open connections after it."""
+    """Memory of a column's proxies (both ends together): before any load, then with open connections, by their number;
+    or why there were not so many."""
 
     idle: Memory
-    held: Memory
+    held: Mapping[int, Memory | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +90,21 @@ def measure(plan: Plan, number: int, step: Step) -> Outcome:
         samples: list[Sample] = []
         for name, lane in lanes.items():
             idle[name] = usage.read_memory(lane.proxies)
-            with _about(name):
+            with about(name):
                 paths[name] = lane.check_path(program)
-        for turn, figure, name in figures.turns(plan.rounds, plan.figures, tuple(lanes)):
+        for column in plan.columns:  # before the rounds: what they leave behind in a heap is no connection's
+            held: dict[int, Memory | str] = {}
+            for count in plan.held_by(column):
+                step(f"memory with {count} connections: {column.name}")
+                with about(column.name):
+                    held[count] = holding(program, lanes[column.name], count)
+            memory[column.name] = Holding(idle=idle[column.name], held=held)
+        for turn, figure, name in plan.turns:
             step(f"round {turn + 1} of {plan.rounds}: {figure.name}, {name}")
-            with _about(name):
-                values = _once(program, lanes[name], figure, plan)
+            with about(name):
+                values = once(program, lanes[name], figure, plan)
             samples.append(Sample(round=turn, figure=figure.name, column=name, values=values))
-        for name, lane in lanes.items():
-            step(f"memory with {plan.held} connections: {name}")
-            with _about(name):
-                memory[name] = Holding(idle=idle[name], held=_holding(program, lane, plan.held))
-    return Outcome(plan=plan, samples=tuple(samples), memory=memory, paths=paths, machine=_machine())
+    return Outcome(plan=plan, samples=tuple(samples), memory=memory, paths=paths, machine=machine())
 
 
 @contextmanager
@@ -94,7 +114,7 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number, together=plan.together))
         bare = site.pair()
-        mesh = functools.cache(lambda: bring_up(site, plan.agent))
+        mesh = functools.cache(lambda: bring_up(site, plan.agent, neighbours=plan.neighbours))
         setting = Setting(
             ground=site,
             bare=bare,
@@ -108,25 +128,42 @@ def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[
         lanes = {}
         for column in plan.columns:
             step(f"preparing {column.name}")
-            with _about(column.name):
+            with about(column.name):
                 lanes[column.name] = column.prepare(setting, stack)
         yield program, lanes
 
 
-def _once(program: Path, lane: Lane, figure: Figure, plan: Plan) -> dict[str, float]:
-    options = {**figure.options, "seconds": plan.seconds, "blocking": "yes" if plan.blocking else "no"}
+def once(program: Path, lane: Lane, figure: Figure, plan: Plan) -> dict[str, float]:
+    """One measurement: the metrics of the figure."""
+    seconds = figure.seconds or plan.seconds
+    options = {**figure.options, "seconds": seconds, "blocking": "yes" if plan.blocking else "no"}
     before = usage.read_cpu(lane.proxies, lane.everything)
     answer = load.ask(program, lane.pair.client, figure.command, lane.dial.host, lane.dial.port, **options)
     return figures.values(answer, usage.read_cpu(lane.proxies, lane.everything).since(before))
 
 
-def _holding(program: Path, lane: Lane, connections: int) -> Memory:
-    with load.Held(program, lane.pair.client, lane.dial.host, lane.dial.port, connections):
-        return usage.read_memory(lane.proxies)
+def holding(program: Path, lane: Lane, connections: int) -> Memory | str:
+    """Memory of the proxies with so many connections open, spread over the lane's callers; or why they were refused."""
+    try:
+        with held_open(program, lane, connections):
+            return usage.read_memory(lane.proxies)
+    except load.Broken as error:
+        return str(error)
 
 
 @contextmanager
-def _about(column: str) -> Iterator[None]:
+def held_open(program: Path, lane: Lane, connections: int) -> Iterator[None]:
+    """Meanwhile so many connections are open, evenly from all callers that it takes. load.Broken if they are not."""
+    callers = lane.callers[: max(1, -(-connections // _HELD_BY_A_POD))]
+    with ExitStack() as stack:
+        for index, caller in enumerate(callers):
+            share = connections * (index + 1) // len(callers) - connections * index // len(callers)
+            stack.enter_context(load.Held(program, caller.seat, caller.dial.host, caller.dial.port, share))
+        yield
+
+
+@contextmanager
+def about(column: str) -> Iterator[None]:
     """Errors say which column they are about."""
     try:
         yield
@@ -134,6 +171,7 @@ def _about(column: str) -> Iterator[None]:
         raise BenchError(f"{column}: {error}") from error
 
 
-def _machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
     cpus = Path("/proc/cpuinfo").read_text().split("model name", 1)[-1].splitlines()[0].lstrip("\t: ")
     return {"kernel": platform.release(), "cpus": len(os.sched_getaffinity(0)), "cpu": cpus}

@@ -39,8 +39,8 @@ def python_env() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
 
 
-def start_controller(layout: Layout, nodes: Iterable[str]) -> None:
-    """Write a credential for each node and start the controller if it does not run."""
+def start_controller(layout: Layout, nodes: Iterable[str], *, arguments: Iterable[str] = ()) -> None:
+    """Write a credential for each node and start the controller, with more arguments, if it does not run."""
     write_tokens(layout, nodes)
     group = layout.service_cgroup("controller")
     if cgroup.populated(group):
@@ -58,6 +58,7 @@ def start_controller(layout: Layout, nodes: Iterable[str]) -> None:
         "--dns-name", "istiod.istio-system.svc",
         "--dns-name", "istiod.istio-system.svc.cluster.local",
         "--dns-name", ip4,
+        *arguments,
     ]  # fmt: skip
     launch.daemon(
         argv, cgroup=group, log=layout.logs / "controller.log", netns=NETNS / layout.control_netns, env=python_env()

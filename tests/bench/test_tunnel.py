@@ -54,7 +54,7 @@ def test_every_column_has_every_figure(document: dict) -> None:
     assert document["correct"] is True
     assert [column["name"] for column in document["columns"]] == ALL
     expected = {
-        (figure.name, metric.name) for figure in figures([100], [1, 4], [1], 4) for metric in METRICS[figure.command]
+        (figure.name, metric.name) for figure in figures([100], [1, 4], [1, 8], 4) for metric in METRICS[figure.command]
     }
     assert {(entry["figure"], entry["metric"]) for entry in document["figures"]} == expected
     for entry in document["figures"]:
@@ -91,10 +91,18 @@ def test_memory_is_of_proxies_only(document: dict) -> None:
     memory = document["memory"]
     assert list(memory) == ALL
     for name, found in memory.items():
-        assert found["held_connections"] == 3
-        for when in ("idle", "held"):
-            assert (found[when]["pss_mib"] == 0) == (name == "none")
-            assert found[when]["rss_mib"] >= found[when]["pss_mib"]
+        (held,) = found["held"]
+        assert held["connections"] == 3
+        for when in (found["idle"], held):
+            assert (when["pss_mib"] == 0) == (name == "none")
+            assert when["rss_mib"] >= when["pss_mib"]
+
+
+def test_it_says_how_our_tunnel_stands_against_the_better_envoy(document: dict) -> None:
+    found = {(one["figure"], one["metric"]): one for one in document["against_envoy"]}
+    assert ("echo 100B ×1", "p50_us") in found and ("stream ×1", "gbit_per_s") in found
+    assert all(one["ratio"] > 0 and one["against"].startswith("envoy-") for one in found.values())
+    assert found["connects ×4", "connects_per_s"]["against"] == "envoy-hbone"
 
 
 def test_a_table_for_people_and_only_the_columns_asked_for() -> None:
@@ -151,7 +159,7 @@ def test_a_run_that_cannot_be_trusted_fails(prepare: object, text: str) -> None:
         rounds=1,
         seconds=0.1,
         threads=1,
-        held=1,
+        held=(1,),
     )
     with pytest.raises(BenchError, match=f"^odd: .*{text}"):
         rounds.measure(plan, os.getpid(), lambda what: None)

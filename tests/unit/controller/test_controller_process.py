@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -278,3 +278,16 @@ def test_where_to_listen(text: str, listen: Listen) -> None:
         arguments([*base, "--listen", "nonsense"])
     with pytest.raises(SystemExit):
         arguments([*base, "--dns-name", "no name!"])
+
+
+NEEDED = ["--source", "s", "--state", "s", "--tokens", "t", "--run", "r"]
+
+
+@pytest.mark.parametrize("text", ["0", "119", "-120", "1e3", "7776001", "9" * 30])
+def test_a_lifetime_of_certificates_that_agents_could_not_live_with(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arguments([*NEEDED, "--certificate-lifetime", "120"]).certificate_lifetime == timedelta(seconds=120)
+    with pytest.raises(SystemExit):
+        arguments([*NEEDED, f"--certificate-lifetime={text}"])
+    assert "--certificate-lifetime" in capsys.readouterr().err

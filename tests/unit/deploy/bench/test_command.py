@@ -8,6 +8,7 @@ import pytest
 
 from deploy.bench.columns import COLUMNS
 from deploy.bench.command import plan_of, register
+from deploy.bench.fault import BenchError
 from deploy.bench.rounds import Plan
 
 
@@ -30,8 +31,35 @@ def test_all_columns_by_default_and_the_first_is_the_baseline() -> None:
         "envoy-tcp",
         "envoy-hbone",
     ]
-    assert (found.baseline, found.rounds, found.seconds, found.threads) == ("none", 5, 2.0, 1)
+    assert (found.baseline, found.rounds, found.seconds, found.threads) == ("none", 3, 0.7, 1)
     assert {figure.options.get("size") for figure in found.figures if figure.command == "echo"} == {100, 4096}
+
+
+def test_the_whole_table() -> None:
+    found = plan("--all")
+    echoes = {(f.options["size"], f.options["connections"]) for f in found.figures if f.command == "echo"}
+    assert echoes == {(size, count) for size in (100, 4096, 65536) for count in (1, 16, 64, 256)}
+    assert [f.options["connections"] for f in found.figures if f.command == "stream"] == [1, 8]
+    assert [f.seconds for f in found.figures if f.command == "connects"] == [None, 60.0]
+    assert {column.name: found.held_by(column) for column in found.columns} == {
+        "none": (5000, 10_000),
+        "unenrolled": (5000, 10_000),
+        "gossamer": (5000, 10_000),
+        "envoy-tcp": (5000,),  # two descriptors for each: more than a process may have
+        "envoy-hbone": (5000,),
+    }
+    assert found.neighbours == 3
+    assert plan("--held", "64").neighbours == 0
+
+
+def test_every_step_is_counted() -> None:
+    found = plan("--all")
+    assert len(found.turns) == 5 * (5 * 15 + 1)
+    assert found.steps == len(found.turns) + 5 + 3 * 2 + 2
+
+
+def test_more_arguments_of_the_agents() -> None:
+    assert plan("--agent", "--accelerate to-agent").agent == ("--accelerate", "to-agent")
 
 
 def test_quick_is_shorter_and_what_is_said_explicitly_wins() -> None:
@@ -54,6 +82,7 @@ def test_columns_in_the_order_given_once_each() -> None:
     [
         ("--columns", "linkerd"),
         ("--columns", ""),
+        ("--quick", "--all"),
         ("--rounds", "0"),
         ("--rounds", "two"),
         ("--seconds", "0"),
@@ -89,3 +118,12 @@ def test_direct_is_on_one_node_with_columns_of_its_own() -> None:
     assert (found.kind, found.together) == ("direct", True)
     assert found.agent == ("--direct", "on", "--direct-acceleration", "off")
     assert (plan("--quick").kind, plan("--quick").together, plan("--quick").agent) == ("tunnel", False, ())
+
+
+@pytest.mark.parametrize("kind", ["tunnel", "direct"])
+def test_threads_that_our_agent_does_not_have_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.bench.mesh.fields", lambda config: ())
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    with pytest.raises(BenchError, match="one thread"):
+        plan_of(parser.parse_args(["bench", kind, "--threads", "2"]))

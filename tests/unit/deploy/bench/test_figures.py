@@ -34,6 +34,13 @@ def test_every_size_meets_every_number_of_connections() -> None:
     ]
 
 
+def test_what_lasts_long_has_its_turn_once() -> None:
+    *_, steady = figures([100], [1], [1], 4, steady=60)
+    assert (steady.name, steady.seconds) == ("connects ×4 for 60 s", 60)
+    order = [(number, figure.name) for number, figure, _ in turns(2, [ECHO, steady], ["a"])]
+    assert order == [(0, "echo"), (0, steady.name), (1, "echo")]
+
+
 CPU = Cpu(proxies=0.5, total=2.0, machine=3.0)
 LATENCY = {"p50": 10.0, "p90": 11.0, "p99": 20.0}
 ANSWERS = [
