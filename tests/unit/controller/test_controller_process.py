@@ -37,6 +37,7 @@ from mesh.identity import SpiffeId
 from mesh.model import TunnelProtocol
 from ztunnel.csr import accept, signing_request
 from ztunnel.holdings import Holdings
+from ztunnel.journal import Journal
 from ztunnel.sync import Sync
 from ztunnel.uplink import Uplink
 
@@ -199,7 +200,8 @@ async def test_a_real_agent_enrols_gets_its_certificate_and_survives_a_restart(t
         await ready(running)
         root = tmp_path / "state" / "ca.crt"
         uplink = Uplink(address=f"127.0.0.1:{running.port}", node="n1", root=root, token=tmp_path / "token")
-        sync = Sync(uplink=uplink, copy=tmp_path / "copy", apply=applied.put_nowait, joined=lambda: None, rng=Random(1))
+        journal = Journal(path=tmp_path / "snapshot.jsonl")
+        sync = Sync(uplink=uplink, journal=journal, apply=applied.put_nowait, joined=lambda: None, rng=Random(1))
 
         async def tunnel() -> TunnelProtocol:
             async with asyncio.timeout(20):
