@@ -44,5 +44,5 @@ class Ring:
                 return
             length = head & ~_DISCARDED
             if not head & _DISCARDED and length >= EVENT.size:
-                yield unpack_event(self._data[start + 8 : start + 8 + length])
+                yield unpack_event(self._data, start + 8, length)
             self._position.value = at + (8 + length + 7) // 8 * 8

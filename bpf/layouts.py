@@ -10,6 +10,9 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
+from mmap import mmap
+from typing import NamedTuple
 
 from mesh.model import SocketAddress
 from mesh.reason import Reason
@@ -96,6 +99,7 @@ def pack_ip(ip: str) -> bytes:
         raise ValueError(f"{ip!r} is not an IP address") from error
 
 
+@lru_cache(maxsize=4096)  # one node's pods, over and over
 def unpack_ip(data: bytes) -> str:
     """Canonical text of 16 bytes."""
     if is_v4(data):
@@ -135,8 +139,7 @@ class Event:
     remote: SocketAddress  # who dialled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectOpened:
+class DirectOpened(NamedTuple):
     """A direct flow is established: attested on both ends. `id` is the cookie of the source's socket; `source` and
     `destination` are netns cookies; times are CLOCK_MONOTONIC."""
 
@@ -149,8 +152,7 @@ class DirectOpened:
     opened_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectClosed:
+class DirectClosed(NamedTuple):
     """It has ended. Every one was told as opened, unless that was lost."""
 
     id: int
@@ -165,8 +167,7 @@ class DirectClosed:
     accelerated: bool  # bytes went from socket to socket
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """A pod's address was answered by somebody else. The source's socket is off the wire, bound to lo, with nothing
     but a SYN sent; it is to be ended with SOCK_DESTROY in the source's netns (its idiag_if is 1, as a dump shows)."""
 
@@ -180,44 +181,27 @@ class Mismatch:
 Happening = DirectOpened | DirectClosed | Mismatch
 
 
-def unpack_event(data: bytes) -> Event | Happening:
-    """Ring records are told apart by their size."""
-    return _refusal(data) if len(data) < HAPPENING.size else _happening(data)
+def unpack_event(data: bytes | mmap, offset: int, size: int) -> Event | Happening:
+    """The `size` bytes at `offset`. Ring records are told apart by their size."""
+    return _refusal(data, offset) if size < HAPPENING.size else _happening(data, offset)
 
 
-def _happening(data: bytes) -> Happening:
-    fields = HAPPENING.unpack_from(data)
+def _happening(data: bytes | mmap, offset: int) -> Happening:
+    fields = HAPPENING.unpack_from(data, offset)
     destination, local, remote, local_port, remote_port, _, source, id, opened, sent, received, generation = fields[:12]
     what, accelerated = fields[12:]
     client, server = SocketAddress(unpack_ip(remote), remote_port), SocketAddress(unpack_ip(local), local_port)
     if what == HAPPENED_MISMATCH:
-        return Mismatch(id=id, source=source, destination=destination, client=client, server=server)
+        return Mismatch(id, source, destination, client, server)
     if what == HAPPENED_OPENED:
-        return DirectOpened(
-            id=id,
-            source=source,
-            destination=destination,
-            client=client,
-            server=server,
-            generation=generation,
-            opened_ns=opened,
-        )
+        return DirectOpened(id, source, destination, client, server, generation, opened)
     return DirectClosed(
-        id=id,
-        source=source,
-        destination=destination,
-        client=client,
-        server=server,
-        generation=generation,
-        opened_ns=opened,
-        sent=sent,
-        received=received,
-        accelerated=bool(accelerated),
+        id, source, destination, client, server, generation, opened, sent, received, accelerated=bool(accelerated)
     )
 
 
-def _refusal(data: bytes) -> Event:
-    netns, local, remote, local_port, remote_port, reason = EVENT.unpack_from(data)
+def _refusal(data: bytes | mmap, offset: int) -> Event:
+    netns, local, remote, local_port, remote_port, reason = EVENT.unpack_from(data, offset)
     return Event(
         reason=Reason(reason),
         netns=netns,

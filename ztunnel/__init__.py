@@ -9,6 +9,7 @@ The deciding side, in the order of a connection:
     headers       baggage, forwarded, traceparent of a CONNECT
     connections   the live table; every new snapshot re-decides what is open
     older         connections that a pod had before it was enrolled
+    direct        who may talk in the kernel, without us; hearing: what it tells of that; flows: as records
 
 What it decides from, and about whom:
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import TextIO
 
 from mesh.reason import Reason
-from ztunnel.connections import Connection
+from ztunnel.connections import Connection, Passed
 from ztunnel.metrics.traffic import WITHOUT_CONTEXT
 
 CAPACITY = 8192  # lines; some 4 MiB
@@ -84,6 +85,14 @@ class AccessLog:
             self._log(Level.WARN, "connection failed", connection)
         else:
             self._log(Level.ERROR, "connection complete", connection, seconds)
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        if self.level > Level.INFO:
+            return
+        for one in each:
+            own = replace(common, client=one.client, sent=one.sent, received=one.received)
+            self.opened(own)
+            self.closed(own, (now_ns - one.opened_ns) / 1e9)
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop after the lines that are queued, or after `timeout` seconds if nobody reads them."""

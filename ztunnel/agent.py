@@ -12,13 +12,13 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from bpf import DirectClosed, DirectOpened, Mismatch, PodSlot
+from bpf import Event, PodSlot
 from bpf.facts import Description
 from mesh.model import Workload
 from mesh.reason import Reason
@@ -35,7 +35,8 @@ from ztunnel.decider import Decider
 from ztunnel.direct import Direct
 from ztunnel.direct import Kernel as DirectKernel
 from ztunnel.enrol import Capture, Pod, Pods, Surroundings
-from ztunnel.flows import Flow, Flows, Heard
+from ztunnel.flows import Flow, Flows
+from ztunnel.hearing import Hearing
 from ztunnel.holdings import Holdings
 from ztunnel.journal import Journal
 from ztunnel.metrics.scrape import Scrape
@@ -248,26 +249,8 @@ class Agent:
         return Path(pod.record.netns) if pod is not None and pod.record is not None else None
 
     async def _follow_kernel(self) -> None:
-        handlers: dict[type, Callable[[Any], None]] = {
-            DirectOpened: lambda event: self._direct.opened(self._heard(event)),
-            DirectClosed: lambda event: self._direct.closed(
-                self._heard(event, sent=event.sent, received=event.received)
-            ),
-            Mismatch: lambda event: self._direct.mismatched(self._heard(event)),
-        }
-        await refusals.follow(self._kernel.events(), self._names_by_cookie, handlers)
-
-    def _heard(self, event: DirectOpened | DirectClosed | Mismatch, *, sent: int = 0, received: int = 0) -> Heard:
-        return Heard(
-            id=event.id,
-            source=self._instance(event.source),
-            destination=self._instance(event.destination),
-            client=event.client,
-            server=event.server,
-            sent=sent,
-            received=received,
-            opened_ns=0 if isinstance(event, Mismatch) else event.opened_ns,
-        )
+        hearing = Hearing(direct=self._direct, instance=self._instance)
+        await refusals.follow(self._kernel.events(), self._names_by_cookie, Event, hearing.hear)
 
     def _instance(self, cookie: int) -> str:
         """The pod with this netns, also one that has left; empty if no agent of this life knew it. Cookies are never

@@ -55,6 +55,19 @@ class Connection:
     detail: str = ""
 
 
+class Passed(Protocol):
+    """One of many alike: what is its own. `opened_ns` is CLOCK_MONOTONIC."""
+
+    @property
+    def client(self) -> SocketAddress: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def received(self) -> int: ...
+    @property
+    def opened_ns(self) -> int: ...
+
+
 class Subscriber(Protocol):
     """Who wants to know of connections: metrics, access log. `seconds` is how long it lived."""
 
@@ -66,6 +79,10 @@ class Subscriber(Protocol):
 
     def refused(self, connection: Connection, seconds: float) -> None:
         """The last word about a connection that never was."""
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        """Connections that were opened and closed before anybody looked: first and last word at once. `common` is what
+        they share; `now_ns` is the clock of their `opened_ns`."""
 
 
 class Connections:
@@ -106,6 +123,10 @@ class Connections:
             self._tell(lambda s: s.closed(connection, seconds))
         else:
             self._tell(lambda s: s.refused(connection, seconds))
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        """They were opened and closed before anybody looked; there are no records of them."""
+        self._tell(lambda s: s.passed(common, each, now_ns))
 
     def live(self) -> Sequence[Connection]:
         """All of them, with the bytes they have moved until now."""

@@ -7,7 +7,7 @@ reporter. Their ids are negative: positive ones are the engine's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -18,10 +18,12 @@ from mesh.policy import Arrival, Verdict, decide
 from mesh.reason import Reason
 from mesh.route import service_of
 from mesh.snapshot import Snapshot
-from ztunnel.connections import Connection, Connections
+from ztunnel.connections import Connection, Connections, Passed
 from ztunnel.orders import Ended, Opened
 
 log = logging.getLogger(__name__)
+
+_KINDS = 4096  # of flows that passed under one snapshot; more are judged again
 
 
 class Flow(Protocol):
@@ -88,6 +90,8 @@ class Flows:
     now: Callable[[], datetime]
     monotonic_ns: Callable[[], int]
     live: dict[int, Record] = field(default_factory=dict)  # by the kernel's id
+    _passed: dict[tuple[object, ...], Record] = field(default_factory=dict)  # what flows alike had in common
+    _passed_under: Snapshot | None = None
     _ids: count[int] = field(default_factory=lambda: count(1))
 
     def opened(self, flow: Flow) -> Record:
@@ -95,6 +99,37 @@ class Flows:
         known = self.live.get(flow.id)
         if known is not None:
             return known
+        record = self.live[flow.id] = self._judged(flow)
+        for note in record.reports[0].notes:
+            log.warning("direct connection from %s to %s: %s", flow.client, flow.server, note)
+        for report in record.reports:
+            self.connections.begin(report)
+            self.connections.opened(Opened(id=report.id))
+        return record
+
+    def passed(self, like: Flow, each: Sequence[Passed]) -> bool:
+        """Flows that are over when they are first heard of, all from one address to one port, as `like` is; they get no
+        records. False: they are to be told one by one, there is something to say of each (a refusal, a note)."""
+        common = self._common(like)
+        if common.refusal or common.reports[0].notes:
+            return False
+        for report in common.reports:
+            self.connections.passed(report, each, self.monotonic_ns())
+        return True
+
+    def _common(self, like: Flow) -> Record:
+        snapshot = self.snapshot()
+        if snapshot is not self._passed_under or len(self._passed) >= _KINDS:
+            self._passed, self._passed_under = {}, snapshot
+        kind = (like.source, like.destination, like.client.ip, like.server)
+        known = self._passed.get(kind)
+        if known is None:
+            known = self._judged(like)
+            if known.reports[0].source is not None and known.arrival is not None:
+                self._passed[kind] = known
+        return known
+
+    def _judged(self, flow: Flow) -> Record:
         snapshot = self.snapshot()
         source = self.workload(snapshot, flow.source)
         destination = self.workload(snapshot, flow.destination) or snapshot.workload_at(flow.server.ip)
@@ -113,13 +148,7 @@ class Flows:
         own, theirs = (self._report(flow, inbound, source, destination, verdict) for inbound in (False, True))
         if destination is not None:
             own.service = theirs.service = service_of(snapshot, destination, flow.server.port)
-        for note in verdict.notes if verdict is not None else ():
-            log.warning("direct connection from %s to %s: %s", flow.client, flow.server, note)
-        record = self.live[flow.id] = Record(flow=flow, reports=(own, theirs), arrival=arrival, refusal=refusal)
-        for report in record.reports:
-            self.connections.begin(report)
-            self.connections.opened(Opened(id=report.id))
-        return record
+        return Record(flow=flow, reports=(own, theirs), arrival=arrival, refusal=refusal)
 
     def closed(self, flow: Flow, reason: Reason = Reason.OK) -> None:
         """The last word about it; also of one whose beginning was lost."""

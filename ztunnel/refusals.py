@@ -1,11 +1,11 @@
 """What the kernel side tells: refusals go to the log, once a second and per pod, however many there were; the rest to
-whoever wants it."""
+whoever wants it, all that there is at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 _INTERVAL = 1.0  # between lines
 _LOOK = 0.5  # seconds, also without a wake-up
-_BATCH = 200  # events; then others have their turn
+_BATCH = 4000  # events, about a full ring; then others have their turn
+_REST = 0.02  # seconds: a storm is heard of in fifty batches a second, not in one for each event
 _MAX_LINES = 20  # per interval; the counters have all of it
 _MAX_EVENTS = 5000
 
@@ -58,28 +59,30 @@ def summary(events: Iterable[Refusal], names: Mapping[int, str]) -> list[str]:
 
 
 async def follow(
-    ring: Ring, names: Callable[[], Mapping[int, str]], handlers: Mapping[type, Callable[[Any], None]]
+    ring: Ring, names: Callable[[], Mapping[int, str]], kind: type, tell: Callable[[Sequence[Any]], None]
 ) -> None:
-    """Read until cancelled: refusals are logged, an event of another type goes to its handler. At most half of the time
-    is spent on it; what the ring has no room for meanwhile, the kernel side counts."""
+    """Read until cancelled: refusals (events of this `kind`) are logged, all others are told in the order they came. At
+    most half of the time is spent on it; what the ring has no room for meanwhile, the kernel side counts."""
     loop = asyncio.get_running_loop()
     refused: list[Refusal] = []
     told = 0.0
     while True:
         await _readable(ring.fd)
         began = loop.time()
+        others: list[Any] = []
         for event in islice(ring.read(), _BATCH):
-            handle = handlers.get(type(event))
-            if handle is not None:
-                _guarded(handle, event)
+            if not isinstance(event, kind):
+                others.append(event)
             elif len(refused) < _MAX_EVENTS:
                 refused.append(event)
+        if others:
+            tell(others)
         if refused and loop.time() - told >= _INTERVAL:
             for line in summary(refused, names()):
                 log.warning("refused in the kernel: %s", line)
             refused.clear()
             told = loop.time()
-        await asyncio.sleep(loop.time() - began)
+        await asyncio.sleep(max(_REST, loop.time() - began))
 
 
 async def _readable(fd: int) -> None:
@@ -94,10 +97,3 @@ async def _readable(fd: int) -> None:
         pass
     finally:
         loop.remove_reader(fd)
-
-
-def _guarded(handle: Callable[[Any], None], event: object) -> None:
-    try:
-        handle(event)
-    except Exception:  # one event that cannot be told is not the end of all others
-        log.exception("event of the kernel side: %r", event)

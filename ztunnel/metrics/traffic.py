@@ -8,7 +8,7 @@ bounded: one of a workload that is gone goes some time after its last connection
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from time import monotonic
@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
-from ztunnel.connections import Connection
+from ztunnel.connections import Connection, Passed
 from ztunnel.metrics.labels import UNKNOWN, traffic_labels, workload_name
 
 LINGER_SECONDS = 900.0  # three scrapes of the slowest usual interval, and a Grafana panel's look-back
@@ -109,6 +109,11 @@ class Traffic:
             return
         _count(self._touch(connection, Reason.OK), opened=1, received=0, sent=0)
         self._finish(connection)
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        """Opened and closed at once, without an error."""
+        received, sent = sum(one.sent for one in each), sum(one.received for one in each)
+        _count(self._touch(common, Reason.OK), opened=len(each), closed=len(each), received=received, sent=sent)
 
     def _finish(self, connection: Connection) -> None:
         # The flag is known at the end only: as in Istio, `closed` carries it, `opened` and the bytes have "-".

@@ -119,7 +119,7 @@ def test_cidrs() -> None:
 
 def test_events() -> None:
     local, remote = layouts.pack_ip("10.0.0.1"), layouts.pack_ip("fd00::1")
-    event = layouts.unpack_event(layouts.EVENT.pack(9, local, remote, 80, 1234, 3))
+    event = layouts.unpack_event(layouts.EVENT.pack(9, local, remote, 80, 1234, 3), 0, layouts.EVENT.size)
     assert event.reason is Reason.RESERVED_PORT
     assert (event.netns, event.local, event.remote) == (9, ("10.0.0.1", 80), SocketAddress("fd00::1", 1234))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +25,7 @@ from mesh.model import (
 from mesh.policy import Arrival
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
-from ztunnel.connections import Connection, Connections, lost
+from ztunnel.connections import Connection, Connections, Passed, lost
 from ztunnel.orders import Close, Ended, Opened
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,6 +51,9 @@ class Heard:
     def refused(self, connection: Connection, seconds: float) -> None:
         self.said.append(("refused", connection.id, connection.reason.name, seconds))
 
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        self.said += [("passed", common.id, common.reason.name, (now_ns - one.opened_ns) / 1e9) for one in each]
+
 
 class Deaf:
     """A subscriber that fails."""
@@ -61,6 +65,9 @@ class Deaf:
         raise RuntimeError("deaf")
 
     def refused(self, connection: Connection, seconds: float) -> None:
+        raise RuntimeError("deaf")
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
         raise RuntimeError("deaf")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
 from ztunnel import capture
 from ztunnel.admin import report
-from ztunnel.connections import Connection, Connections
+from ztunnel.connections import Connection, Connections, Passed
 from ztunnel.direct import Direct
 from ztunnel.flows import Flows
 from ztunnel.metrics.labels import traffic_labels
@@ -139,6 +139,9 @@ class Told:
         self.ended.append((connection.inbound, connection.reason, connection.sent, connection.received))
 
     refused = closed
+
+    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+        self.ended += [(common.inbound, common.reason, one.sent, one.received) for one in each]
 
 
 class Node:

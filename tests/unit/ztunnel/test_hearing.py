@@ -1,0 +1,125 @@
+"""What the kernel tells comes to the same, however it is cut into batches."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+
+import pytest
+
+from bpf import DirectClosed, DirectOpened, Mismatch
+from mesh.model import Policy, PolicyAction, SocketAddress
+from mesh.reason import Reason
+from tests.unit.ztunnel.metrics.test_traffic import values
+from tests.unit.ztunnel.test_direct import DB, EVIL, NOT_WEB, SERVER, WEB, Node, policy
+from ztunnel.access_log import AccessLog, Level
+from ztunnel.hearing import Hearing, Kind, Tiding, part
+from ztunnel.metrics.traffic import Traffic
+
+COOKIES = {11: WEB, 12: EVIL, 13: DB}
+
+
+def flow(id_: int, source: int = 11, *, sent: int = 10, received: int = 20) -> tuple[DirectOpened, DirectClosed]:
+    """Its two events: opened two seconds ago (Node's clock stands at eight)."""
+    client = SocketAddress(COOKIES[source].addresses[0], 40000 + id_)
+    opened = DirectOpened(
+        id=id_, source=source, destination=13, client=client, server=SERVER, generation=1, opened_ns=6_000_000_000
+    )
+    closed = DirectClosed(*opened, sent=sent, received=received, accelerated=False)
+    return opened, closed
+
+
+def hearing(node: Node) -> Hearing:
+    return Hearing(direct=node.direct, instance=lambda cookie: COOKIES[cookie].instance)
+
+
+def told(batches: list[list[Tiding]], *resources: Policy) -> tuple[dict[str, float], int]:
+    """The metrics, and how many live records there were at most."""
+    node, traffic, most = Node(*resources), Traffic(clock=lambda: 0.0), 0
+    node.connections.subscribe(traffic)
+    hears = hearing(node)
+    for batch in batches:
+        hears.hear(batch)
+        most = max(most, len(node.connections.live()))
+    return values(traffic), most
+
+
+def test_what_is_over_at_once_is_parted_from_the_rest() -> None:
+    (a, a_end), (b, b_end), (c, c_end), (d, d_end) = (flow(n) for n in range(1, 5))
+    other = flow(9, source=12)
+    kinds, rest = part([a, c_end, b, a_end, b_end, d, *other], known=())
+    web, evil = (Kind(cookie, 13, COOKIES[cookie].addresses[0], SERVER) for cookie in (11, 12))
+    assert kinds == {web: [a_end, b_end], evil: [other[1]]}
+    assert rest == [c_end, d]
+    assert part([d, d_end], known={4}) == ({}, [d, d_end])  # found in the kernel's list before it was told
+    assert part([c, c_end], known=())[1] == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rules", [(), (policy(PolicyAction.ALLOW),), (NOT_WEB,)], ids=["none", "allow", "deny"])
+def test_batches_make_no_difference(seed: int, rules: tuple[Policy, ...]) -> None:
+    rng = random.Random(seed)
+    pending = [list(flow(n, rng.choice([11, 12]), sent=n, received=2 * n)) for n in range(40)]
+    pending += [[flow(n)[0]] for n in range(100, 105)] + [[flow(n)[1]] for n in range(110, 115)]
+    events: list[Tiding] = []
+    while pending:
+        one = rng.choice(pending)
+        events.append(one.pop(0))
+        pending = [each for each in pending if each]
+    cut = rng.randrange(len(events))
+    one_by_one, _ = told([[event] for event in events], *rules)
+    in_two, _ = told([events[:cut], events[cut:]], *rules)
+    at_once, _ = told([events], *rules)
+    for counted in (one_by_one, in_two, at_once):
+        # What is not permitted any more is ended, unless it is over already.
+        counted.pop("istio_tcp_connections_failed_total", None)
+    assert one_by_one == in_two == at_once
+    assert one_by_one["istio_tcp_connections_closed_total"] == 2 * 45
+
+
+def test_a_storm_has_no_records_and_is_counted() -> None:
+    storm = [event for n in range(500) for event in flow(n)]
+    counted, most = told([storm])
+    assert most == 0
+    assert counted["istio_tcp_connections_opened_total"] == counted["istio_tcp_connections_closed_total"] == 1000
+    assert (counted["istio_tcp_received_bytes_total"], counted["istio_tcp_sent_bytes_total"]) == (10_000, 20_000)
+
+
+@pytest.mark.parametrize(("level", "lines"), [(Level.DEBUG, 12), (Level.INFO, 6), (Level.WARN, 0)])
+def test_the_access_log_has_a_line_for_each_and_reporter(level: Level, lines: int) -> None:
+    node, out = Node(), io.StringIO()
+    log = AccessLog(out, level=level)
+    node.connections.subscribe(log)
+    hearing(node).hear([event for n in range(3) for event in flow(n)])
+    log.close()
+    said = out.getvalue().splitlines()
+    assert len(said) == lines
+    complete = [line for line in said if "connection complete" in line]
+    for n in range(3 if lines else 0):
+        mine = [line for line in complete if f":{40000 + n} " in line]
+        assert len(mine) == 2
+        assert 'bytes_sent=10 bytes_recv=20 duration="2000ms"' in mine[0]
+        assert 'bytes_sent=20 bytes_recv=10 duration="2000ms"' in mine[1]
+
+
+def test_a_new_snapshot_is_another_verdict() -> None:
+    node = Node()
+    hears = hearing(node)
+    hears.hear(flow(1))
+    node.swap(NOT_WEB)
+    hears.hear(flow(2))  # told one by one: there is something to say of it
+    hears.hear(flow(3, source=12))
+    assert [each[1] for each in node.told.ended] == [Reason.OK] * 6
+    assert node.flows.passed(hears._heard(flow(4)[1]), [flow(4)[1]]) is False
+
+
+def test_one_that_cannot_be_told_is_not_the_end_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    hears = hearing(node)
+    odd = flow(1)[0]._replace(client=None)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        hears.hear([odd, *flow(2), Mismatch(3, 11, 13, SocketAddress("10.0.0.1", 5), SERVER), flow(4)[0]])
+    assert "event of the kernel side" in caplog.text
+    assert [reason for _, reason, _, _ in node.told.ended] == [Reason.OK, Reason.OK, Reason.MISMATCH]
+    assert len(node.connections.live()) == 2
