@@ -75,6 +75,8 @@ cdef inline int on_begin_frame(nghttp2_session *ng, const nghttp2_frame_hd *head
     cdef Session *self = <Session *>user
     if nghttp2_session_get_outbound_queue_size(ng) > self.config.max_control_backlog + 2 * self.streams.count:
         return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many frames that must be answered in one go")
+    if head.type == NGHTTP2_PRIORITY and head.stream_id == 0:  # libnghttp2 does not look at what it ignores
+        return violated(self, NGHTTP2_PROTOCOL_ERROR, b"PRIORITY on stream 0")
     if head.type != NGHTTP2_CONTINUATION:
         self.continuations = 0
         return 0

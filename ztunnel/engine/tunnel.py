@@ -24,6 +24,7 @@ from ztunnel.engine.tls import Session
 
 _log = logging.getLogger(__name__)
 _READS_PER_STEP = 8
+_STEP = 0.002  # seconds: what arrived may be a thousand requests, and others wait
 _PULL = 64 << 10  # bytes framed at once: what the socket does not take of them waits before the next stream's turn
 _PULLS_PER_STEP = 8
 
@@ -145,6 +146,7 @@ class Tunnel:
 
     def _receive(self) -> bool:
         """Take what has arrived, within bounds; True if there may be more right away."""
+        enough = self._loop.time() + _STEP
         for _ in range(_READS_PER_STEP):
             if self._mux is None:
                 if not self._channel.handshake():
@@ -155,6 +157,8 @@ class Tunnel:
             if data is None:
                 return False
             self._mux.receive(data, self._loop.time())
+            if self._loop.time() > enough:
+                break
         return True
 
     def _begin(self) -> Mux:

@@ -132,6 +132,7 @@ BROKEN: dict[str, tuple[Callable[[Attacker], bytes], int]] = {
     "HEADERS on an even id": (lambda a: a.headers(2), PROTOCOL_ERROR),
     "HEADERS on stream 0": (lambda a: header(1, 1, 4, 0) + b"\x82", PROTOCOL_ERROR),
     "PUSH_PROMISE from a client": (lambda a: PushPromiseFrame(1, 2, flags=["END_HEADERS"]).serialize(), PROTOCOL_ERROR),
+    "PRIORITY on stream 0": (lambda a: header(5, 2, 0, 0) + bytes(5), PROTOCOL_ERROR),
     "CONTINUATION from nowhere": (lambda a: ContinuationFrame(1, b"\x82").serialize(), PROTOCOL_ERROR),
     "another frame inside a header block": (
         lambda a: HeadersFrame(3, b"\x82").serialize() + PingFrame(0, b"12345678").serialize(),
