@@ -30,6 +30,10 @@ def service(name: str, namespace: str) -> str:
     return document("Service", {"name": name, "namespace": namespace}, spec)
 
 
+def python(program: str) -> list[str]:
+    return ["/usr/bin/python3", "-S", "-u", "-c", program]
+
+
 def pod(
     name: str,
     namespace: str,
@@ -38,16 +42,18 @@ def pod(
     *,
     command: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    probed: int = PORT,
     **spec: Any,
 ) -> str:
     """A pod under a service account of its own name, and that account. `program` is Python and, like `command`, serves
-    on PORT, which is its readiness; without either the pod sleeps. `spec` has more fields of the pod's spec; those of
-    the container among them go there: `securityContext`, `ports`."""
-    ran = ["/usr/bin/python3", "-S", "-u", "-c", program] if program else list(command)
+    on PORT; `probed` is the port that says it is ready. Without either the pod sleeps. `spec` has more fields of the
+    pod's spec; a `securityContext` is the container's."""
+    ran = python(program) if program else list(command)
     container: dict[str, Any] = {"name": "main", "command": ran or ["sleep", "infinity"]}
     if ran:
-        container["readinessProbe"] = {"tcpSocket": {"port": PORT}, "periodSeconds": 1}
-    container |= {field: spec.pop(field) for field in ("securityContext", "ports") if field in spec}
+        container["readinessProbe"] = {"tcpSocket": {"port": probed}, "periodSeconds": 1}
+    if "securityContext" in spec:
+        container["securityContext"] = spec.pop("securityContext")
     metadata = {"name": name, "namespace": namespace, "labels": {"app": name, **(labels or {})}}
     account = document("ServiceAccount", {"name": name, "namespace": namespace})
     made = {"nodeName": node, "serviceAccountName": name, "containers": [container], **spec}
