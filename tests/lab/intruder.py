@@ -37,7 +37,7 @@ probed = listening({PROBED})
 while True: probed.accept()[0].close()
 """
 # One dial after the other; of each what was heard, or the error's name.
-_DIAL = """
+DIAL = """
 import json, socket, sys
 def dial(to, port, bound, mark, protocol, early, repair, device):
     v6 = ":" in to
@@ -112,7 +112,7 @@ class Intruder:
 
     def dial(self, *dials: Dial) -> dict[Dial, str]:
         """What came back of each: bytes, or the name of the error."""
-        heard = json.loads(self._python(_DIAL, json.dumps([asdict(d) for d in dials])))
+        heard = json.loads(self._python(DIAL, json.dumps([asdict(d) for d in dials])))
         return dict(zip(dials, heard, strict=True))
 
     def forge(self, *syns: tuple[str, str, int]) -> None:
