@@ -13,6 +13,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from mesh.identity import SpiffeId
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, Workload
@@ -37,6 +38,16 @@ class Arrival:
     destination_port: int  # the workload's port, after service-port resolution
 
 
+class Trial(NamedTuple):
+    """What a policy under dry run (`istio.io/dry-run`) would have done to a connection."""
+
+    policy: str  # "<ns>/<name>"
+    outcome: str  # deny | allow | not allow
+
+    def __str__(self) -> str:
+        return f"dry-run: {self.policy} would {self.outcome}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """A permission or a refusal, and what it rests on."""
@@ -44,7 +55,14 @@ class Verdict:
     allow: bool
     policy: str = ""  # "<ns>/<name>" of the policy that decided; empty: none did
     reason: Reason = Reason.OK
-    notes: tuple[str, ...] = ()  # dry-run results and unknown names, for the log
+    trials: tuple[Trial, ...] = ()  # of the policies under dry run that were come to
+    unknown: tuple[str, ...] = ()  # names of policies that are listed on the workload but not there; skipped
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the log."""
+        unknown = (f"policy {name} is listed on the workload but not known; skipped" for name in self.unknown)
+        return (*unknown, *map(str, self.trials))
 
     @property
     def detail(self) -> str:
@@ -55,29 +73,30 @@ class Verdict:
 
 
 def decide(snapshot: Snapshot, arrival: Arrival) -> Verdict:
-    """Dry-run DENY noted, DENY, dry-run ALLOW noted, no ALLOW policies: allow, any ALLOW matches: allow, else deny."""
+    """Dry-run DENY tried, DENY, dry-run ALLOW tried, no ALLOW policies: allow, any ALLOW matches: allow, else deny."""
     policies, missing = snapshot.policies_for(arrival.destination)
     source, destination = _address(arrival.source_ip), _address(arrival.destination_ip)
     facts = _Facts(arrival, source, destination)
-    notes = [f"policy {name} is listed on {arrival.destination.uid} but not known; skipped" for name in missing]
+    trials: list[Trial] = []
+
+    def verdict(*, allow: bool, policy: str = "", reason: Reason = Reason.OK) -> Verdict:
+        return Verdict(allow=allow, policy=policy, reason=reason, trials=tuple(trials), unknown=tuple(missing))
 
     for policy in _of(policies, PolicyAction.DENY, dry_run=True):
         if facts.match(policy):
-            notes.append(f"dry-run: {policy.namespaced_name} would deny")
+            trials.append(Trial(policy.namespaced_name, "deny"))
     for policy in _of(policies, PolicyAction.DENY, dry_run=False):
         if facts.match(policy):
-            reason = _deny_reason(policy, arrival)
-            return Verdict(allow=False, policy=policy.namespaced_name, reason=reason, notes=tuple(notes))
+            return verdict(allow=False, policy=policy.namespaced_name, reason=_deny_reason(policy, arrival))
     for policy in _of(policies, PolicyAction.ALLOW, dry_run=True):
-        outcome = "would allow" if facts.match(policy) else "would not allow"
-        notes.append(f"dry-run: {policy.namespaced_name} {outcome}")
+        trials.append(Trial(policy.namespaced_name, "allow" if facts.match(policy) else "not allow"))
     allowing = list(_of(policies, PolicyAction.ALLOW, dry_run=False))
     if not allowing:
-        return Verdict(allow=True, notes=tuple(notes))
+        return verdict(allow=True)
     for policy in allowing:
         if facts.match(policy):
-            return Verdict(allow=True, policy=policy.namespaced_name, notes=tuple(notes))
-    return Verdict(allow=False, reason=Reason.POLICY_NO_ALLOW, notes=tuple(notes))
+            return verdict(allow=True, policy=policy.namespaced_name)
+    return verdict(allow=False, reason=Reason.POLICY_NO_ALLOW)
 
 
 def _of(policies: Iterable[Policy], action: PolicyAction, *, dry_run: bool) -> Iterable[Policy]:

@@ -41,6 +41,7 @@ from ztunnel.holdings import Holdings
 from ztunnel.journal import Journal
 from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
+from ztunnel.metrics.trials import Trials
 from ztunnel.older import OlderConnection
 from ztunnel.orders import Credentials, Engine, EngineFactory, Fact, Steering
 from ztunnel.sync import Sync
@@ -140,12 +141,13 @@ class Agent:
         )
         access = AccessLog(sys.stdout, level=Level.parse(config.log_level))
         self._access = access
-        traffic = Traffic()
+        traffic, trials = Traffic(), Trials()
         self._connections.subscribe(traffic)
+        self._connections.subscribe(trials)
         self._connections.subscribe(access)
         self._endpoints = Endpoints(
             view=self,
-            scrape=Scrape(view=self, traffic=traffic, version=version),
+            scrape=Scrape(view=self, traffic=traffic, trials=trials, version=version),
             levels=Levels(logging.getLogger(), access),
             run=config.run,
             version=version,

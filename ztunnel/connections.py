@@ -15,7 +15,7 @@ from typing import Protocol
 
 from mesh.identity import SpiffeId
 from mesh.model import Service, SocketAddress, Workload
-from mesh.policy import Arrival, decide
+from mesh.policy import Arrival, Trial, decide
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
 from ztunnel.orders import Close, Ended, Opened
@@ -46,7 +46,8 @@ class Connection:
     arrival: Arrival | None = None  # what an inbound permission rests on
     direct: bool = False  # from socket to socket, in the kernel; both ends are pods of this node
     policy: str = ""  # "<ns>/<name>" of the policy that allowed or denied
-    notes: tuple[str, ...] = ()  # of the verdict: dry runs, policies that are listed but not known
+    notes: tuple[str, ...] = ()  # of the verdict, for the log: dry runs, policies that are listed but not known
+    trials: tuple[Trial, ...] = ()  # what policies under dry run would have done
     trace: str = ""
     established: bool = False
     sent: int = 0

@@ -217,4 +217,5 @@ class Flows:
             direct=True,
             policy=verdict.policy if verdict is not None else "",
             notes=verdict.notes if verdict is not None else (),
+            trials=verdict.trials if verdict is not None else (),
         )

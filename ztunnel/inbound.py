@@ -152,7 +152,7 @@ def _decide(snapshot: Snapshot, workload: Workload, connection: Connection, answ
         destination_port=connection.upstream.port,
     )
     verdict = decide(snapshot, arrival)
-    connection.policy, connection.notes = verdict.policy, verdict.notes
+    connection.policy, connection.notes, connection.trials = verdict.policy, verdict.notes, verdict.trials
     if not verdict.allow:
         return _refuse(connection, verdict.reason, verdict.detail)
     connection.arrival = arrival

@@ -4,6 +4,7 @@ they are direct once somebody asked, and from another, by the tunnel; and what t
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,6 +200,57 @@ def test_the_table(lab: Lab, sides: tuple[Side, Side], case: Case) -> None:
     if case.names_addresses:
         with in_force(lab, case, far.addresses):
             far.check(case)
+
+
+TRIED = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-web, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec: {action: DENY, rules: [{from: [{source: {namespaces: [web]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow-shop, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}
+"""
+TRIED_KEYS = [Key("AuthorizationPolicy", "shop", name) for name in ("deny-web", "allow-shop")]
+
+
+def tried(lab: Lab) -> dict[tuple[str, str], int]:
+    text = lab.exec("node/n1", ["curl", "-sS", "http://127.0.0.1:15020/metrics"], check=True).stdout
+    found = re.findall(r'^gossamer_dry_run_total\{policy="(\S+)",outcome="(\w+)"\} (\d+)$', text, re.M)
+    return {(policy, outcome): int(count) for policy, outcome, count in found}
+
+
+def test_dry_runs_are_logged_and_counted_for_direct_tunnelled_and_plain_connections(
+    lab: Lab, sides: tuple[Side, Side]
+) -> None:
+    everybody = next(case for case in CASES if case.name == "without a policy everybody may")
+    flows = len(everybody.flows)
+    from_web, from_shop = (sum(f.source == name for f in everybody.flows) for name in ("client", "other"))
+    lab.apply({"tried.yaml": TRIED})
+    try:
+        until(lambda: enforced(lab, "n1") == {"shop/deny-web", "shop/allow-shop"})
+        for rounds, side in enumerate(sides, 1):
+            offset = len(side.log())
+            dialled = side.dial(everybody)
+            assert all(d.welcome for d in dialled)
+            expected = {
+                ("shop/deny-web", "deny"): rounds * from_web,
+                ("shop/allow-shop", "allow"): rounds * from_shop,
+                ("shop/allow-shop", "not_allow"): rounds * (flows - from_shop),
+            }
+            until(lambda expected=expected: tried(lab) == expected)
+            log = side.log()[offset:]
+            assert log.count("dry-run: shop/deny-web would deny") == from_web
+            assert log.count("dry-run: shop/allow-shop would allow") == from_shop
+        protocols = {c["protocol"] for c in ask(lab, "n1", "/connections")["connections"]}
+        assert protocols == {"DIRECT", "HBONE", "TCP"}
+    finally:
+        lab.delete(TRIED_KEYS)
+        until(lambda: not enforced(lab, "n1"))
+    until(lambda: not tried(lab))
 
 
 def test_nobody_stumbled(lab: Lab) -> None:

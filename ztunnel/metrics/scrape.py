@@ -14,6 +14,7 @@ from ztunnel.admin.view import AgentView
 from ztunnel.metrics import node
 from ztunnel.metrics.exposition import render
 from ztunnel.metrics.traffic import Traffic
+from ztunnel.metrics.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Scrape:
 
     view: AgentView
     traffic: Traffic
+    trials: Trials
     version: str
     _made: dict[str, tuple[float, bytes]] = field(default_factory=dict)  # content type -> (good until, text)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -53,7 +55,9 @@ class Scrape:
         """On the loop's thread: nothing else touches what it reads."""
         self.traffic.advance(self.view.counts())
         self.traffic.expire(self.view.snapshot)
+        self.trials.expire(self.view.snapshot)
         families = [*node.collect(self.view, kernel, self.version), *self.traffic.collect(self.view.refused())]
+        families.append(self.trials.collect())
         for collector in (PROCESS_COLLECTOR, GC_COLLECTOR, PLATFORM_COLLECTOR):
             families.extend(collector.collect())
         return families

@@ -19,7 +19,7 @@ from mesh.model import (
     StringMatch,
     Workload,
 )
-from mesh.policy import Arrival, decide
+from mesh.policy import Arrival, Trial, decide
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
 from tests import policy_cases
@@ -122,10 +122,10 @@ def test_dry_runs_and_unknown_names_are_noted() -> None:
         holding(policy(DENY, one(HIT), name="d", dry_run=True), policy(ALLOW, one(MISS), name="a", dry_run=True)), MESH
     )
     assert verdict.allow
+    assert verdict.trials == (Trial("default/d", "deny"), Trial("default/a", "not allow"))
     assert verdict.notes == (
-        "policy default/selected is listed on Kubernetes//Pod/default/server but not known; skipped",
-        "policy istio-system/istio_converted_static_strict is listed on Kubernetes//Pod/default/server but not known; "
-        "skipped",
+        "policy default/selected is listed on the workload but not known; skipped",
+        "policy istio-system/istio_converted_static_strict is listed on the workload but not known; skipped",
         "dry-run: default/d would deny",
         "dry-run: default/a would not allow",
     )

@@ -17,6 +17,7 @@ from ztunnel.admin.levels import Levels
 from ztunnel.admin.server import Endpoints, Ports
 from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
+from ztunnel.metrics.trials import Trials
 
 
 @dataclass(kw_only=True)
@@ -38,7 +39,7 @@ async def served(run: Path, agent: SmallAgent | None = None) -> AsyncIterator[Se
     agent.table.subscribe(traffic)
     endpoints = Endpoints(
         view=agent,
-        scrape=Scrape(view=agent, traffic=traffic, version="1.2.3"),
+        scrape=Scrape(view=agent, traffic=traffic, trials=Trials(), version="1.2.3"),
         levels=Levels(logging.getLogger("tests.served"), access),
         run=run,
         version="1.2.3",
