@@ -14,13 +14,14 @@ from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
 
+from mesh.callers import by_principal, callers
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, TunnelProtocol, Workload
 from mesh.policy import Arrival, decide
 from mesh.reason import Reason
 from mesh.route import ILLEGAL_PORTS, target_port
 from mesh.snapshot import Snapshot
 
-AHEAD = 2048  # questions that are answered before anybody asked them
+AHEAD = 4096  # questions that are answered before anybody asked them
 LIMIT = 8192  # entries; beyond them, a connection asks the agent each time
 WORK = 65536  # policies that one plan compares with, about a third of a second; what is left unanswered asks the agent
 
@@ -97,7 +98,7 @@ def plan(snapshot: Snapshot, pods: Mapping[str, Workload], *, before: Plan | Non
     still = {i for i, w in sources.items() if before is not None and before.sources.get(i) == w}
     entries: dict[Key, VerdictEntry] = {}
     kept = before.entries if before is not None else {}
-    asked = frozenset(islice(_ahead(snapshot, sources, listed), AHEAD))
+    asked = frozenset(islice(_ahead(snapshot, sources, {i: basis[i][1] for i in listed}), AHEAD))
     answered = asked & before.ahead if before is not None else frozenset()
     ahead, work = set(), 0
     for key in (*kept, *sorted(asked - kept.keys())):
@@ -181,14 +182,21 @@ def _reachable(snapshot: Snapshot, workload: Workload) -> bool:
     )
 
 
-def _ahead(snapshot: Snapshot, sources: Mapping[str, Workload], listed: Iterable[str]) -> Iterator[Key]:
-    """Every source to every port that a service leads to."""
+def _ahead(
+    snapshot: Snapshot, sources: Mapping[str, Workload], listed: Mapping[str, tuple[Policy, ...]]
+) -> Iterator[Key]:
+    """Every source that the policies have in mind to every port that a service leads to."""
+    named = by_principal(sources)
     for destination in sorted(listed):
-        workload = sources[destination]
+        workload, likely = sources[destination], callers(listed[destination], named)
         services = [s for name in workload.services if (s := snapshot.services.get(name)) is not None]
         ports = {target_port(s, workload, p.service_port) for s in services for p in s.ports} - {0}
         for port in sorted(ports):
-            yield from (Key(source, destination, port) for source in sources if source != destination)
+            yield from (
+                Key(source, destination, port)
+                for source in (sources if likely is None else likely)
+                if source != destination
+            )
 
 
 def _as_open(after: Target | None, before: Target) -> bool:

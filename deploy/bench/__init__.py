@@ -12,7 +12,10 @@
     targets.py         how our tunnel stands against the better Envoy (pure)
     rounds.py          interleaved rounds: every column's turn at a figure comes right after the other columns'
     report.py          the table for people, JSON for programs
-    command.py         `gossamer bench tunnel`
+    command.py         `gossamer bench tunnel`, `gossamer bench direct`
+    crowd.py           a full node's pods and policies as objects (pure)
+    policy.py          `gossamer bench policy`: how long until a change is in force there, and what it costs
+    conduct.py         a measurement as a command: progress, Ctrl-C, sheets
 
 All columns have the same shape: client pod – node – fabric – node – server pod, over the same kind of veth, routed the
 same way. The columns without a mesh share one pair of pods; docs/benchmarks.md says what that means and how to read the

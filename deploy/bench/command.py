@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.bench import report, rounds
+from deploy.bench import policy, report, rounds
 from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
+from deploy.bench.conduct import conduct, print_json
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import figures
 from deploy.bench.mesh import thread_arguments
 from deploy.bench.rounds import Outcome, Plan
-from deploy.lab.fault import LabError
 
 _NEEDS = "Needs root. Figures are ratios within this run: a shared machine shifts all columns."
 
@@ -51,6 +46,7 @@ def register(subparsers: Any) -> None:
         DIRECT_COLUMNS,
         together=True,
     )
+    policy.register(kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +107,6 @@ def _shown(counts: tuple[int, ...]) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Run a plan and print its outcome; progress goes to stderr."""
     errors = Console(stderr=True)
-    if os.geteuid() != 0:
-        errors.print("gossamer bench: needs root: it makes network namespaces; run it with sudo")
-        return 2
     try:
         plan = plan_of(arguments)
     except BenchError as error:
@@ -122,23 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.baseline not in [column.name for column in plan.columns]:
         errors.print(f"gossamer bench: --baseline {plan.baseline} is not one of the columns that are run")
         return 2
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        outcome = _measure(plan, errors)
-    except (BenchError, LabError, OSError) as error:
-        errors.print(f"gossamer bench: {error}", style="red", markup=False, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        errors.print("gossamer bench: stopped; everything is removed")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if arguments.output == "json":
-        json.dump(report.document(outcome), sys.stdout, indent=2, ensure_ascii=False)
-        print()
-    else:
-        report.show(outcome)
-    return 0
+
+    def show(outcome: Outcome) -> None:
+        if arguments.output == "json":
+            print_json(report.document(outcome))
+        else:
+            report.show(outcome)
+
+    return conduct("gossamer bench", plan.steps, lambda step: rounds.measure(plan, os.getpid(), step), show)
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -165,22 +149,6 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         blocking=arguments.blocking,
         agent=(*direct, *thread_arguments(arguments.threads), *arguments.agent),
     )
-
-
-def _measure(plan: Plan, console: Console) -> Outcome:
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=console, transient=True) as progress:
-        task = progress.add_task("preparing", total=plan.steps)
-
-        def step(what: str) -> None:
-            # Described before it happens, counted when the next begins.
-            progress.update(task, description=what, advance=1)
-
-        return rounds.measure(plan, os.getpid(), step)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _columns(known: tuple[Column, ...]) -> Callable[[str], tuple[Column, ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpf import syscall
 from deploy.lab.cgroup import processes
 
 
@@ -67,6 +68,21 @@ def read_memory(groups: Iterable[Path]) -> Memory:
             pss += int(fields["Pss"])
             rss += int(fields["Rss"])
     return Memory(pss=pss / 1024, rss=rss / 1024)
+
+
+def map_bytes(folder: Path) -> dict[str, int]:
+    """Bytes that each map pinned below a bpf filesystem holds, by name, as the kernel accounts them (memlock)."""
+    found: dict[str, int] = {}
+    for path in sorted(folder.rglob("map_*")):
+        fd = syscall.open_pin(path)
+        if fd is None:
+            continue
+        try:
+            fields = _fields(Path(f"/proc/self/fdinfo/{fd}").read_text().replace(":", ""))
+        finally:
+            os.close(fd)
+        found[path.name.removeprefix("map_")] = int(fields["memlock"])
+    return found
 
 
 def _fields(text: str) -> dict[str, str]:
