@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 import pytest
 
 from bpf import Kernel, netns
 from mesh.model import SocketAddress
 from mesh.reason import Reason
+from tests.kernel import packets
 from tests.kernel.rig import NODE4, NODE6, AgentListeners, Pod, Rig, Worker, enrol
 
 CLIENT4, CLIENT6 = SocketAddress("198.51.100.9", 40123), SocketAddress("2001:db8:9::9", 40123)
@@ -223,18 +223,8 @@ def test_an_ipv6_syn_from_outside_with_source_equal_to_destination_does_not_pass
 
 
 def _send_syn(_: object, pod: Pod) -> None:
-    """A raw IPv6 frame onto the veth, source = destination."""
-    address = socket.inet_pton(socket.AF_INET6, pod.ip6)
-    header = struct.pack("!HHIIBBHHH", 50505, 8080, 1000, 0, 5 << 4, 2, 64240, 0, 0)
-    pseudo = address + address + struct.pack("!II", len(header), 6)
-    total = sum(struct.unpack(f"!{len(pseudo + header) // 2}H", pseudo + header))
-    total = (total >> 16) + (total & 0xFFFF)
-    checksum = ~(total + (total >> 16)) & 0xFFFF
-    segment = header[:16] + struct.pack("!H", checksum) + header[18:]
-    packet = struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + address + address + segment
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
-        s.bind((pod.veth, 0))
-        s.send(bytes.fromhex(pod.mac.replace(":", "")) + b"\x02\0\0\0\0\1" + b"\x86\xdd" + packet)
+    """Onto the veth, source = destination."""
+    packets.send(pod.veth, pod.mac, [packets.syn((pod.ip6, 50505), (pod.ip6, 8080))])
 
 
 def test_loopback_listeners_keep_working(app: Worker, pod: Pod, listeners: AgentListeners) -> None:
