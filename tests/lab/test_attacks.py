@@ -1,33 +1,29 @@
 """What a process in a pod may try, with the capabilities a pod can be given: whose name it speaks in, whom it reaches,
-whom it keeps from working. And a node, towards the controller."""
+whom it keeps from working."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
-from deploy.lab import cgroup
-from deploy.lab.agents import CONTROLLER_PORT
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
 from mesh.identity import SpiffeId
+from tests.lab.intruder import ARMED, ISTIO_MARK
 from tests.lab.objects import pod
 from tests.lab.offender import (
     Agent,
     Hbone,
-    anonymous,
     credentials,
     in_pod,
-    on_node,
-    resident,
     trusting,
     undisturbed,
 )
 from tests.lab.talk import applied, ip, reaches, talk, until
+from tests.lab.test_direct import ON
 from tests.lab.test_mesh import CLUSTER, STRICT, STRICT_KEY, enrolled
 
 # One connection per line of argument: `address port source mark`; what came of it, and the first bytes heard.
@@ -49,8 +45,6 @@ for address, port, source, mark in json.loads(sys.argv[1]):
     s.close()
 print(json.dumps(found))
 """
-ISTIO_MARK = 1337
-ARMED = {"capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}}  # NET_RAW it has by default
 ROGUES = "".join(
     pod(name, namespace, node, securityContext=ARMED)
     for name, namespace, node in (("rogue", "mesh", "n1"), ("rogue", "plain", "n1"), ("rogue2", "mesh", "n2"))
@@ -67,15 +61,25 @@ spec:
 ONLY_CLIENT_KEY = Key("AuthorizationPolicy", "mesh", "only-client")
 
 
-@pytest.fixture(scope="module")
-def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab(CLUSTER + ROGUES)
+@pytest.fixture(scope="module", params=["tunnel", "direct"])
+def lab(make_lab: Callable[..., Lab], request: pytest.FixtureRequest) -> Lab:
+    """The server on a node of its own; or everybody on that one, where who may goes directly."""
+    text = CLUSTER + ROGUES
+    if request.param == "tunnel":
+        return make_lab(text)
+    made = make_lab(text.replace('"nodeName": "n1"', '"nodeName": "n2"'))
+    made.restart_agent("n2", arguments=ON)
+    return made
+
+
+def agent_of(lab: Lab, pod: str, namespace: str = "mesh") -> Agent:
+    return Agent(lab=lab, node=lab.pod(pod, namespace)["spec"]["nodeName"])
 
 
 @contextmanager
 def in_force(lab: Lab, text: str, key: Key) -> Iterator[None]:
     """A policy, from when the agent of the server has it until it has no more."""
-    agent = Agent(lab=lab, node="n2")
+    agent = agent_of(lab, "server")
     with applied(lab, text, key):
         until(agent.policies)
         yield
@@ -167,10 +171,10 @@ def test_an_enrolled_pod_speaks_in_its_own_name_whatever_address_it_takes(lab: L
     client = ip(lab, "client")
     with in_force(lab, ONLY_CLIENT, ONLY_CLIENT_KEY), borrowed(lab, "mesh", client):
         assert reaches(lab, "client")
-        with Agent(lab=lab, node="n2").refuses("POLICY_NO_ALLOW", says="spiffe://cluster.local/ns/mesh/sa/rogue"):
+        with agent_of(lab, "server").refuses("POLICY_NO_ALLOW", says="spiffe://cluster.local/ns/mesh/sa/rogue"):
             ((_, heard),) = dials(lab, "rogue", "mesh", (server, 9000), bound=client, mark=mark)
             assert not heard
-        lines = [line for line in Agent(lab=lab, node="n1").log.splitlines() if "mesh/sa/rogue" in line]
+        lines = [line for line in agent_of(lab, "rogue").log.splitlines() if "mesh/sa/rogue" in line]
         assert lines and all(f"src.addr={client}:" not in line for line in lines)
         assert reaches(lab, "client"), "whose address it is keeps it"
 
@@ -204,7 +208,7 @@ def test_identity_comes_from_the_certificate_and_from_no_header(lab: Lab, server
         assert peer.data(stream).decode().split()[1] == ip(lab, "outsider", "plain")
     with in_force(lab, ONLY_CLIENT, ONLY_CLIENT_KEY), place.tls(server, context) as sock:
         peer = Hbone(sock=sock)
-        with Agent(lab=lab, node="n2").refuses("POLICY_NO_ALLOW", says=str(OUTSIDER)):
+        with agent_of(lab, "server").refuses("POLICY_NO_ALLOW", says=str(OUTSIDER)):
             assert peer.status(peer.request(f"{server}:9000", headers=forged)) == 401
 
 
@@ -267,7 +271,7 @@ def test_strict_is_closed_to_plaintext_by_every_way_in(lab: Lab, server: str) ->
 
 def test_a_pod_that_destroys_the_agents_sockets_harms_only_itself(lab: Lab) -> None:
     """NET_ADMIN may (sock_diag's SOCK_DESTROY); the agent comes back to it by itself, and is not kept busy."""
-    agent = Agent(lab=lab, node="n2")
+    agent = agent_of(lab, "server")
 
     def destroy() -> None:
         for _ in range(6):  # the listing that ss goes by ends early when what it lists is gone
@@ -279,108 +283,6 @@ def test_a_pod_that_destroys_the_agents_sockets_harms_only_itself(lab: Lab) -> N
         until(lambda: agent.idle)
         until(lambda: enrolled(lab, "rogue2", "mesh"))
         until(lambda: reaches(lab, "rogue2"))
-
-
-# A node that asks for more than is its
-
-NODE = """
-import asyncio, json, ssl, sys
-import aiohttp
-from cryptography.hazmat.primitives.asymmetric import ec
-from mesh.identity import SpiffeId
-from ztunnel.csr import signing_request
-
-host, node, token, other, foreign = sys.argv[1:]
-
-async def main():
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    found = {}
-    def headers(node, token):
-        return {"X-Gossamer-Node": node, "Authorization": f"Bearer {token}"}
-    connector = aiohttp.TCPConnector(ssl=context)
-    async with aiohttp.ClientSession(base_url=f"https://{host}", connector=connector) as session:
-        async def certificate(name, identity, headers):
-            identity = SpiffeId.parse(identity)
-            request = signing_request(identity, ec.generate_private_key(ec.SECP256R1()))
-            body = {"identity": str(identity), "csr": request}
-            async with session.post("/v1/certificates", json=body, headers=headers) as answer:
-                found[name] = answer.status
-        mesh = "spiffe://cluster.local/ns/mesh/sa/"
-        await certificate("own", mesh + "client", headers(node, token))
-        await certificate("another node's", mesh + "server", headers(node, token))
-        await certificate("nobody's", mesh + "root", headers(node, token))
-        await certificate("another trust domain's", "spiffe://evil.example/ns/mesh/sa/client", headers(node, token))
-        await certificate("as another node", mesh + "server", headers(other, token))
-        await certificate("without a token", mesh + "client", {})
-        async with session.post("/v1/certificates", data=b"x" * (1 << 20), headers=headers(node, token)) as answer:
-            found["oversized request"] = answer.status
-
-        async def stream(name, *messages):
-            async with session.ws_connect("/v1/stream", headers=headers(node, token), max_msg_size=0) as socket:
-                for message in messages:
-                    await socket.send_str(message)
-                async with asyncio.timeout(20):
-                    async for message in socket:
-                        if name == "foreign pod" and json.loads(message.data)["type"] == "update":
-                            nonce = json.loads(message.data)["nonce"]
-                            await socket.send_str(json.dumps({"type": "ack", "nonce": nonce}))
-                            found[name] = "served"
-                            await asyncio.sleep(0.5)
-                            return
-                found[name] = "closed"
-        hello = json.dumps({"type": "hello", "node": node, "version": "x"})
-        await stream("another node's hello", json.dumps({"type": "hello", "node": other, "version": "x"}))
-        await stream("no protocol", "[" * 100_000)
-        await stream("oversized message", '{"type": "hello", "node": "' + "x" * (17 << 20) + '"}')
-        gone = {"type": "pod", "uid": foreign, "instance": "i", "redirection": "disabled"}
-        await stream("foreign pod", hello, json.dumps(gone))
-    print(json.dumps(found))
-
-asyncio.run(main())
-"""
-
-
-def test_a_nodes_credential_is_good_for_its_own_pods_only(lab: Lab) -> None:
-    host = f"{lab.layout.control_addresses[0]}:{CONTROLLER_PORT}"
-    token = (lab.layout.node_dir("n1") / "token").read_text().strip()
-    command = [sys.executable, "-c", NODE, host, "n1", token, "n2", "Kubernetes//Pod/mesh/server"]
-    for _ in range(5):  # n1's own agent comes back at times of its own and takes the impostor's place: then once more
-        found = json.loads(lab.exec("node/n1", command, check=True).stdout)
-        if found["foreign pod"] == "served":
-            break
-    assert found == {
-        "own": 200,
-        "another node's": 403,
-        "nobody's": 403,
-        "another trust domain's": 403,
-        "as another node": 401,
-        "without a token": 401,
-        "oversized request": 413,
-        "another node's hello": "closed",
-        "no protocol": "closed",
-        "oversized message": "closed",
-        "foreign pod": "served",
-    }
-    log = lab.logs("controller").read_text()
-    assert "the pod is not on this node" in log
-    assert reaches(lab, "client") and enrolled(lab, "server", "mesh")
-
-
-def test_silence_at_the_controllers_door_keeps_no_node_out(lab: Lab) -> None:
-    """A TLS connection that has not begun costs it 300 KiB: there are never many of them."""
-    host, place = lab.layout.control_addresses[0], in_pod(lab, "rogue", "plain")
-    before = resident(cgroup.processes(lab.layout.service_cgroup("controller"))[0])
-    with ExitStack() as stack:
-        for _ in range(1000):
-            try:
-                stack.enter_context(place.dial(host, CONTROLLER_PORT))
-            except ConnectionResetError:
-                continue  # it has had to go already
-        with on_node(lab, "n1").tls(host, anonymous(), CONTROLLER_PORT) as sock:
-            assert sock.version() == "TLSv1.3"
-        grown = resident(cgroup.processes(lab.layout.service_cgroup("controller"))[0]) - before
-        assert grown < 64 << 20, f"the controller has grown by {grown >> 20} MiB"
 
 
 def test_nobody_stumbled(lab: Lab) -> None:
