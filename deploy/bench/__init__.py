@@ -13,6 +13,9 @@
     rounds.py          interleaved rounds: every column's turn at a figure comes right after the other columns'
     report.py          the table for people, JSON for programs
     command.py         `gossamer bench tunnel`, `gossamer bench direct`
+    fairness.py        `gossamer bench fairness`: latency beside a greedy neighbour
+    scaling.py         `gossamer bench scaling`: threads, and connections as their number grows
+    leak.py            `gossamer bench leak`: what is held after many connections, changes of policy and renewals
     crowd.py           a full node's pods and policies as objects (pure)
     policy.py          `gossamer bench policy`: how long until a change is in force there, and what it costs
     conduct.py         a measurement as a command: progress, Ctrl-C, sheets

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy.bench import policy, report, rounds
+from deploy.bench import fairness, leak, policy, report, rounds, scaling
 from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
 from deploy.bench.conduct import conduct, print_json
 from deploy.bench.fault import BenchError
@@ -46,7 +46,8 @@ def register(subparsers: Any) -> None:
         DIRECT_COLUMNS,
         together=True,
     )
-    policy.register(kinds)
+    for kind in (fairness, scaling, leak, policy):
+        kind.register(kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

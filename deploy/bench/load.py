@@ -9,6 +9,7 @@ import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,29 @@ def serving(program: Path, seat: Seat, port: int, **options: str) -> Iterator[No
             yield
         finally:
             server.kill()
+
+
+@contextmanager
+def beside(program: Path, caller: Seat, command: str, host: str, port: int, **options: float | str) -> Iterator[Answer]:
+    """A client that runs while the block does; its JSON is in `found` after the block. Its `seconds` decide its end."""
+    argv = [str(program), *words(command, host=host, port=port, **options)]
+    answer = Answer()
+    with caller.start(argv) as client:
+        try:
+            yield answer
+            output, complaint = client.communicate(timeout=float(options.get("seconds", 1)) * 1.2 + _SLACK_S)
+        finally:
+            client.kill()
+    if client.returncode != 0:
+        raise BenchError(f"failed (exit status {client.returncode}): {complaint.strip()} [{' '.join(argv[1:])}]")
+    answer.found = json.loads(output)
+
+
+@dataclass(slots=True)
+class Answer:
+    """JSON of a client, once it has ended."""
+
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 class Held:

@@ -37,6 +37,7 @@ class Plan:
     together: bool = False  # client and server on one node
     agent: tuple[str, ...] = ()  # more arguments of our agents
     blocking: bool = False  # the load's sockets block, and each has a thread
+    pairs: int = 1  # enrolled pairs of pods, at least
 
     @property
     def turns(self) -> tuple[tuple[int, Figure, str], ...]:
@@ -51,7 +52,7 @@ class Plan:
     @property
     def neighbours(self) -> int:
         """Enrolled pairs beside the first that it takes to hold so many connections."""
-        return max(0, -(-max(self.held) // _HELD_BY_A_POD) - 1)
+        return max(self.pairs, -(-max(self.held, default=0) // _HELD_BY_A_POD)) - 1
 
     def held_by(self, column: Column) -> tuple[int, ...]:
         """Those of `held` that this column's processes have descriptors for."""
@@ -83,7 +84,7 @@ Step = Callable[[str], None]
 
 def measure(plan: Plan, number: int, step: Step) -> Outcome:
     """Run the whole plan (number: this process' pid); `step` is called before each measurement with what it is."""
-    with _prepared(plan, number, step) as (program, lanes):
+    with prepared(plan, number, step) as (program, lanes):
         idle: dict[str, Memory] = {}
         paths: dict[str, Mapping[str, str]] = {}
         memory: dict[str, Holding] = {}
@@ -108,7 +109,8 @@ def measure(plan: Plan, number: int, step: Step) -> Outcome:
 
 
 @contextmanager
-def _prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[str, Lane]]]:
+def prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[str, Lane]]]:
+    """The load program, and every column of the plan, ready to be measured; all of it gone afterwards."""
     program = load.compiled()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
