@@ -8,6 +8,8 @@
     hooks       attach the programs: to the node's cgroup, to a pod's netns
     pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
     direct      the direct path: targets, verdicts, flows
+    promote     takes a direct flow from TCP to socket to socket
+    nudge       wakes a reader of a direct flow
     registry    which pods are enrolled, and their slots
     maps        one map: bytes in, bytes out
     layouts     the structs that C and Python share (bpf/src/layouts.h), and the text of addresses
@@ -20,7 +22,7 @@
 
 In the kernel a connection meets the sources in this order: connect.c (where to), direct.c (whether without the
 agent), sockops.c and flows.c (its life), lookup.c (whether it may come in), names.c (what the application sees),
-accelerate.c (its bytes).
+accelerate.c and promote.c (its bytes).
 
 Pins: PIN/enrolled, PIN/steered and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout.
 A netns is served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old
@@ -30,17 +32,21 @@ programs stay with old flows until those are gone.
 from bpf.direct import DirectFlow, Mode, Target, VerdictEntry
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
-from bpf.layouts import DirectClosed, DirectOpened, Event, Mismatch
+from bpf.layouts import DirectClosed, DirectDrained, DirectOpened, DirectReady, Event, Mismatch
+from bpf.promote import Outcome
 from bpf.registry import PodSlot
 
 __all__ = [
     "DirectClosed",
+    "DirectDrained",
     "DirectFlow",
     "DirectOpened",
+    "DirectReady",
     "Event",
     "Kernel",
     "Mismatch",
     "Mode",
+    "Outcome",
     "PodSlot",
     "PreflightError",
     "Target",

@@ -1,15 +1,27 @@
-"""The smallest type information that lets a socket storage map exist: an int key and a struct of the value's size.
+"""Type information. Format: https://docs.kernel.org/bpf/btf.html
 
-Format: https://docs.kernel.org/bpf/btf.html. The kernel refuses socket storage without it, so that dumps can be typed.
+To the kernel: the smallest that lets a socket storage map exist, an int key and a struct of the value's size; it is
+refused without, so that dumps can be typed. From the kernel: where its struct tcp_sock has the sequence numbers.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
+from pathlib import Path
+
+KERNEL = Path("/sys/kernel/btf/vmlinux")
 
 KEY, VALUE = 1, 4  # type ids in what `storage` returns
 
 _INT, _ARRAY, _STRUCT = 1, 3, 4
+_HEADER = struct.Struct(
+    "=HBBIIIII"
+)  # magic, version, flags, length of this, types: offset, length; names: offset, length
+_MAGIC = 0xEB9F
+# Bytes that follow a type's first 12, by kind: always, and for each of its members.
+_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
+_PER_MEMBER = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
 def storage(size: int) -> bytes:
@@ -31,5 +43,47 @@ def storage(size: int) -> bytes:
             struct.pack("=III", name("bytes"), 3, 0),
         )
     )
-    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    header = _HEADER.pack(_MAGIC, 1, 0, 24, 0, len(types), len(types), len(names))
     return header + types + names
+
+
+@functools.cache
+def sequence_offsets(members: tuple[str, ...]) -> dict[str, int] | None:
+    """Bytes from the start of the running kernel's struct tcp_sock to these members; None: it does not tell."""
+    try:
+        found = member_offsets(KERNEL.read_bytes(), "tcp_sock")
+    except (OSError, ValueError):
+        return None
+    return {member: found[member] for member in members} if found.keys() >= set(members) else None
+
+
+def member_offsets(blob: bytes, name: str) -> dict[str, int]:
+    """Named members of the first struct of this name: byte offsets. Empty if there is none; ValueError if it is no BTF.
+    Bit fields are left out."""
+    try:
+        magic, _, _, start, types, types_length, names, names_length = _HEADER.unpack_from(blob)
+        if magic != _MAGIC:
+            raise ValueError(f"magic number {magic:#x} is not BTF's in this machine's byte order")
+        if len(blob) < start + max(types + types_length, names + names_length):
+            raise ValueError("the BTF is cut off")
+        strings = blob[start + names : start + names + names_length]
+        wanted = strings.find(b"\0" + name.encode() + b"\0") + 1
+        at, end = start + types, start + types + types_length
+        while wanted and at < end:
+            label, info, _ = struct.unpack_from("=III", blob, at)
+            kind, members = info >> 24 & 0x1F, info & 0xFFFF
+            if kind == _STRUCT and label == wanted:
+                return _members(blob[at + 12 : at + 12 + 12 * members], strings, sized=bool(info >> 31))
+            at += 12 + _FIXED.get(kind, 0) + members * _PER_MEMBER.get(kind, 0)
+    except struct.error as error:
+        raise ValueError(f"the BTF is cut off: {error}") from error
+    return {}
+
+
+def _members(data: bytes, strings: bytes, *, sized: bool) -> dict[str, int]:
+    """`sized`: the upper byte of an offset is the size of a bit field."""
+    found = {}
+    for label, _, bits in struct.iter_unpack("=III", data):
+        if label and not (sized and bits >> 24):
+            found[strings[label : strings.index(b"\0", label)].decode()] = (bits & 0xFFFFFF if sized else bits) // 8
+    return found

@@ -25,7 +25,6 @@ from bpf.layouts import (
     TARGET_OPEN,
     VERDICT,
     pack_ip,
-    pack_tuple,
     unpack_tuple,
 )
 from bpf.maps import Map
@@ -65,8 +64,8 @@ class DirectFlow:
     """A direct flow that is open. `source` and `destination` are instances, "" where the pod is not enrolled
     any more.
 
-    `id` is the cookie of the source's socket. Bytes by TCP are known once they are acknowledged. `generation` is that
-    by which it was allowed last.
+    `id` is the cookie of the source's socket. Bytes count when the other application has received them, or its kernel
+    where its receives are not counted. `generation` is that by which it was allowed last.
     """
 
     id: int
@@ -140,7 +139,8 @@ class DirectPath:
     def leave(self, pod: PodSlot) -> None:
         """It is un-enrolled."""
         self.forget(pod, pod.addresses)
-        self._maps["sources"].delete(COOKIE.pack(pod.cookie))
+        for name in ("sources", "splicers"):
+            self._maps[name].delete(COOKIE.pack(pod.cookie))
 
     def flows(self, pods: Mapping[str, PodSlot]) -> list[DirectFlow]:
         """Every flow that is there all the while that this takes."""
@@ -149,28 +149,27 @@ class DirectPath:
 
     def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
         destination, server, client = unpack_tuple(key)
-        holder, source, opened, sent, received, generation, state, _ = DIRECT.unpack(value)
-        moved_out = self._moved(pack_tuple(destination, server, client))
-        moved_in = self._moved(pack_tuple(source, client, server))
+        holder, source, opened, sent, received, near, far, generation, state, _ = DIRECT.unpack(value)
+        got_out, moved_out = self._read(far)
+        got_in, moved_in = self._read(near)
         return DirectFlow(
             id=holder,
             source=names.get(source, ""),
             destination=names.get(destination, ""),
             client=client,
             server=server,
-            sent=sent + moved_out,
-            received=received + moved_in,
+            sent=max(sent, got_out),
+            received=max(received, got_in),
             generation=generation,
             accelerated=bool(moved_in or moved_out),
             established=bool(state & DIRECT_ESTABLISHED),
             opened_ns=opened,
         )
 
-    def _moved(self, reader: bytes) -> int:
-        """Bytes redirected to the socket whose own side this is."""
-        pointer = self._maps["ends"].get(reader)
-        meter = None if pointer is None else self._maps["consumed"].get(pointer)
-        return 0 if meter is None else int(METER.unpack(meter)[1])
+    def _read(self, socket: int) -> tuple[int, int]:
+        """What the application has received from the socket at this address, and how much was redirected to it."""
+        meter = self._maps["consumed"].get(COOKIE.pack(socket)) if socket else None
+        return METER.unpack(meter)[2:4] if meter is not None else (0, 0)
 
     def _settings(self) -> bytes:
         return self._maps["settings"].get(INDEX.pack(0)) or bytes(SETTINGS.size)

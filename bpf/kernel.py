@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bpf import compile, netns, pin, preflight, syscall
+from bpf import compile, netns, nudge, pin, preflight, syscall
 from bpf.artifact import Artifact
 from bpf.direct import DirectFlow, DirectPath, Target, VerdictEntry
 from bpf.events import Ring
@@ -25,6 +25,7 @@ from bpf.layouts import (
     POD,
     REASONS,
     SETTINGS,
+    DirectDrained,
     is_v4,
     pack_cidr,
     pack_ip,
@@ -32,6 +33,7 @@ from bpf.layouts import (
     unpack_ip,
 )
 from bpf.maps import Map
+from bpf.promote import Outcome, Promoter
 from bpf.registry import DEFINITION as REGISTRY
 from bpf.registry import PodSlot, Registry, free_slot
 from mesh.model import SocketAddress
@@ -69,6 +71,7 @@ class Kernel:
         self._folder = pins / artifact.layout
         self._hooks = Hooks(self._folder, artifact, {name: map.fd for name, map in maps.items()})
         self._ring: Ring | None = None
+        self._promoter: Promoter | None = None
         self._direct = DirectPath(maps)
         self._captured, self._announced = maps["captured"], maps["announced"]
 
@@ -94,6 +97,8 @@ class Kernel:
         `set_listeners` or `enrol`.
         """
         node, settings = preflight.check(pins, cgroup, agent_cgroup, kubelet_cgroup)
+        if accelerate:
+            preflight.tells_sequence_numbers()
         artifact = compile.build(cache)
         pins.mkdir(mode=0o700, exist_ok=True)
         with pin.locked(pins):
@@ -122,6 +127,9 @@ class Kernel:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        if self._promoter is not None:
+            self._promoter.close()
+            self._promoter = None
         for map in (*self._maps.values(), self._registry_map):
             map.close()
 
@@ -252,9 +260,27 @@ class Kernel:
         pods = self.pods()
         found = self._direct.flows(pods)
         for folder in self._other_layouts():
-            with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "ends", "consumed")]) as maps:
+            with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "consumed")]) as maps:
                 found += DirectPath(maps).flows(pods) if maps else []
         return found
+
+    def promote(
+        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
+    ) -> Outcome:
+        """From TCP to socket to socket, as DirectReady asks; `destination` is a netns cookie, the last two are file
+        descriptors of the netns. OSError."""
+        if self._promoter is None:
+            fds = {name: map.fd for name, map in self._maps.items()}
+            self._promoter = Promoter(self._artifact, fds)
+        return self._promoter.promote(
+            destination, client, server, at_source=at_source, at_destination=at_destination
+        )  # fmt: skip
+
+    def nudge(self, event: DirectDrained, *, at_sender: int) -> None:
+        """Wake the reader that a DirectDrained tells of; `at_sender` is a file descriptor of the other end's netns.
+        OSError."""
+        sender, reader = (event.server, event.client) if event.at_client else (event.client, event.server)
+        nudge.send(sender, reader, sequence=event.next, acknowledged=event.acknowledged, at_sender=at_sender)
 
     # Seeing it
 

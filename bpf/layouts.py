@@ -32,10 +32,11 @@ ASKED = struct.Struct("=Q16s16sHHI16s16sIHHII")  # key…, ip, source, port, kin
 TARGET = struct.Struct("=QIHH")  # netns, generation, mode, accelerate
 PAIR = struct.Struct("=QQII")  # source, destination, port, pad
 VERDICT = struct.Struct("=II")  # generation, reason
-DIRECT = struct.Struct("=QQQQQIHH")  # holder, source, opened, sent, received, generation, state, accelerate
+DIRECT = struct.Struct("=QQQQQQQIHH")  # holder, source, opened, sent, received, client, server, generation, state, …
 HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH")  # as EVENT, then source, id, opened, sent, received, generation, …
-LANE = struct.Struct("=QQQQQQQII")  # peer, reader, charged, before, mark, messages, sent, state, direction
-METER = struct.Struct("=QQQ")  # bytes, moved, native
+LANE = struct.Struct("=QQQQQQQIIIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, …
+METER = struct.Struct("=48sQQQIIIIII")  # flow, own, bytes, moved, first, receives, native, doubts, behind, by_tcp
+PROMOTION = struct.Struct("=48sII")  # flow, client, pad
 EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, reason
 
 # struct name in C -> (format, field names in order; arrays count as one)
@@ -50,12 +51,44 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
         SETTINGS,
         ("agent", "kubelet", "agent_level", "kubelet_level", "quota", "accelerate", "generation", "direct"),
     ),
-    "lane": (LANE, ("peer", "reader", "charged", "before", "mark", "messages", "sent", "state", "direction")),
-    "meter": (METER, ("bytes", "moved", "native")),
+    "lane": (
+        LANE,
+        (
+            "own",
+            "peer",
+            "reader",
+            "charged",
+            "before",
+            "mark",
+            "sent",
+            "by_tcp",
+            "after",
+            "state",
+            "direction",
+            "overruns",
+            "pad",
+        ),
+    ),
+    "meter": (METER, ("flow", "own", "bytes", "moved", "first", "receives", "native", "doubts", "behind", "by_tcp")),
+    "promotion": (PROMOTION, ("flow", "client", "pad")),
     "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
     "pair": (PAIR, ("source", "destination", "port", "pad")),
     "verdict": (VERDICT, ("generation", "reason")),
-    "direct": (DIRECT, ("holder", "source", "opened", "sent", "received", "generation", "state", "accelerate")),
+    "direct": (
+        DIRECT,
+        (
+            "holder",
+            "source",
+            "opened",
+            "sent",
+            "received",
+            "client",
+            "server",
+            "generation",
+            "state",
+            "accelerate",
+        ),
+    ),
     "happening": (
         HAPPENING,
         (
@@ -84,7 +117,7 @@ MAX_PODS = 1024
 ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS = 1, 2, 4
 TARGET_OPEN, TARGET_LISTED = 1, 2
 DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
-HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH = 1, 2, 3
+HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH, HAPPENED_READY, HAPPENED_DRAINED = 1, 2, 3, 4, 5
 REASONS = 64
 
 NOWHERE = bytes(16)
@@ -178,7 +211,31 @@ class Mismatch(NamedTuple):
     server: SocketAddress
 
 
-Happening = DirectOpened | DirectClosed | Mismatch
+class DirectReady(NamedTuple):
+    """Neither end of a direct flow waits in its receives: it may be promoted to socket to socket."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+
+
+class DirectDrained(NamedTuple):
+    """A reader of a direct flow has had what was redirected to it, and there was more by TCP before it had. One that
+    takes a short receive for the end of what is there may wait now, and is to be woken."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+    at_client: bool  # the reader is the client
+    next: int  # the reader's TCP expects this sequence number
+    acknowledged: int  # of what it has sent itself
+
+
+Happening = DirectOpened | DirectClosed | DirectReady | DirectDrained | Mismatch
 
 
 def unpack_event(data: bytes | mmap, offset: int, size: int) -> Event | Happening:
@@ -193,6 +250,10 @@ def _happening(data: bytes | mmap, offset: int) -> Happening:
     client, server = SocketAddress(unpack_ip(remote), remote_port), SocketAddress(unpack_ip(local), local_port)
     if what == HAPPENED_MISMATCH:
         return Mismatch(id, source, destination, client, server)
+    if what == HAPPENED_READY:
+        return DirectReady(id, source, destination, client, server)
+    if what == HAPPENED_DRAINED:
+        return DirectDrained(id, source, destination, client, server, bool(accelerated), sent, received)
     if what == HAPPENED_OPENED:
         return DirectOpened(id, source, destination, client, server, generation, opened)
     return DirectClosed(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bpf import btf, syscall
 from bpf.artifact import LICENSE, Artifact, MapDefinition, patched, resolved
-from bpf.programs import LAYOUT_MARKER, NETNS_MARKER, hook
+from bpf.programs import LAYOUT_MARKER, NETNS_MARKER, SEQUENCE_MARKERS, hook
 
 
 def new_map(definition: MapDefinition) -> int:
@@ -34,7 +34,9 @@ def new_map(definition: MapDefinition) -> int:
 def new_program(artifact: Artifact, name: str, maps: Mapping[str, int], netns: int = 0) -> int:
     """File descriptor of a loaded program; `netns` is the cookie that a per-pod instance serves."""
     program = next(p for p in artifact.programs if p.name == name)
-    constants = {LAYOUT_MARKER: artifact.layout_id, NETNS_MARKER: netns}
+    offsets = btf.sequence_offsets(tuple(SEQUENCE_MARKERS)) or {}
+    constants = {marker: offsets.get(member, 0) for member, marker in SEQUENCE_MARKERS.items()}
+    constants |= {LAYOUT_MARKER: artifact.layout_id, NETNS_MARKER: netns}
     code = resolved(program, maps)
     where = hook(name)
     return syscall.load_program(

@@ -6,11 +6,11 @@ import os
 import struct
 from pathlib import Path
 
-from bpf import syscall
+from bpf import btf, syscall
 from bpf.artifact import LICENSE
 from bpf.cgroup import Cgroup, mounts
 from bpf.error import PreflightError
-from bpf.programs import HOOKS, Place
+from bpf.programs import HOOKS, SEQUENCE_MARKERS, Place
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # SYS_ADMIN contains CAP_BPF and CAP_PERFMON
 _SINCE = {
@@ -49,6 +49,16 @@ def runs_in(cgroup: Path) -> None:
         f"process {pid} does not run in the agent's cgroup {cgroup}",
         f"start it there (echo $$ > {cgroup}/cgroup.procs before exec), or name the cgroup that holds it",
     )
+
+
+def tells_sequence_numbers() -> None:
+    """PreflightError unless the kernel says where it keeps them: acceleration needs them to keep bytes in order."""
+    if btf.sequence_offsets(tuple(SEQUENCE_MARKERS)) is None:
+        raise PreflightError(
+            f"{btf.KERNEL} does not tell where struct tcp_sock has {', '.join(SEQUENCE_MARKERS)}",
+            "a kernel with CONFIG_DEBUG_INFO_BTF is needed for acceleration; without it (--accelerate none, "
+            "--direct-acceleration off) everything works, by TCP",
+        )
 
 
 def _capabilities(effective: int) -> None:

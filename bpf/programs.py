@@ -13,6 +13,7 @@ class Place(StrEnum):
     MAP = "map"  # attached to the sockhash
     TRACEPOINT = "tracepoint"
     STAGE = "stage"  # called by the tracepoint's stub
+    AGENT = "agent"  # run by the agent, as a system call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Hook:
     place: Place
 
 
-_SOCK_OPS, _SK_MSG, _RAW_TRACEPOINT, _SOCK_ADDR, _SOCKOPT, _SK_LOOKUP = 13, 16, 17, 18, 25, 30
+_SCHED_CLS, _SOCK_OPS, _SK_MSG, _RAW_TRACEPOINT, _SOCK_ADDR, _SOCKOPT, _SK_LOOKUP = 3, 13, 16, 17, 18, 25, 30
 
 HOOKS = (
     Hook(name="connect4", kind=_SOCK_ADDR, attach=10, place=Place.CGROUP),
@@ -39,6 +40,7 @@ HOOKS = (
     Hook(name="message", kind=_SK_MSG, attach=7, place=Place.MAP),
     Hook(name="received", kind=_RAW_TRACEPOINT, attach=0, place=Place.STAGE),
     Hook(name="received_stub", kind=_RAW_TRACEPOINT, attach=0, place=Place.TRACEPOINT),
+    Hook(name="promote", kind=_SCHED_CLS, attach=0, place=Place.AGENT),
     Hook(name="lookup", kind=_SK_LOOKUP, attach=36, place=Place.NETNS),
 )
 
@@ -48,6 +50,12 @@ CGROUP_ORDER = ("sockops", "getpeername4", "getpeername6", "getsockname4", "gets
 SHARED_MAPS = ("enrolled", "steered")  # pinned beside the layouts, not in one
 LAYOUT_MARKER = 0x4C61796F75744964  # account.c
 NETNS_MARKER = 0x4E6574436F6F6B69  # lookup.c
+SEQUENCE_MARKERS = {  # sequence.c; by member of struct tcp_sock
+    "write_seq": 0x5772697465536571,
+    "copied_seq": 0x436F706965645371,
+    "rcv_nxt": 0x5263764E65787421,
+    "snd_una": 0x536E64556E61636B,
+}
 
 
 def hook(name: str) -> Hook:

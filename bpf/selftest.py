@@ -1,4 +1,4 @@
-"""Whether acceleration keeps its promises on the running kernel: bytes, order, EOF, RST, memory.
+"""Whether acceleration keeps its promises on the running kernel: bytes, order, EOF, RST, memory, and who is left alone.
 
 Proved with the real programs on connections of a process of its own, in a scratch network namespace and cgroup, before
 the agent relies on it. One namespace is enough: its loopback device has two addresses, of which one is a target.
@@ -25,7 +25,19 @@ from pathlib import Path
 from bpf import compile, netns, pin
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
-from bpf.layouts import ACCELERATE_PODS, COOKIE, INDEX, PLACE, TARGET, TARGET_OPEN, DirectClosed, pack_ip
+from bpf.layouts import (
+    ACCELERATE_PODS,
+    COOKIE,
+    INDEX,
+    METER,
+    PLACE,
+    TARGET,
+    TARGET_OPEN,
+    DirectClosed,
+    DirectReady,
+    pack_ip,
+)
+from bpf.promote import Outcome
 
 SECONDS = 30.0  # it takes about one
 _CLIENT, _SERVER = "192.0.2.1", "192.0.2.2"  # TEST-NET-1, RFC 5737
@@ -108,13 +120,46 @@ def _run(pins: Path, cgroup: Path, agent_cgroup: Path, cache: Path) -> str:
         cookie, maps = COOKIE.pack(pod.cookie), kernel._maps
         maps["sources"].put(cookie, INDEX.pack(1))
         maps["targets"].put(PLACE.pack(0, pack_ip(_SERVER)), TARGET.pack(pod.cookie, kernel.generation, TARGET_OPEN, 1))
-        for check in (_bytes, _reset, _gone, _memory):
-            check()
-        closed = [e for e in kernel.events().read() if isinstance(e, DirectClosed)]
-        moved = sum(e.accelerated for e in closed)
-        return "" if moved >= 10 else f"only {moved} of {len(closed)} connections were accelerated"
+        agent = _Agent(kernel, here)
+        for check in (_bytes, _reset, _gone, _memory, _waiting, _waiting_later):
+            check(agent)
+        agent.look()
+        return "" if agent.moved >= 10 else f"only {agent.moved} of {agent.closed} connections were accelerated"
     finally:
         kernel.unload()
+
+
+class _Agent:
+    """Does what the agent does with the kernel's events; both ends are in one netns."""
+
+    def __init__(self, kernel: Kernel, netns_fd: int) -> None:
+        self.kernel, self.netns = kernel, netns_fd
+        self.closed = self.moved = self.promoted = 0
+
+    def look(self) -> None:
+        for event in self.kernel.events().read():
+            if isinstance(event, DirectReady):
+                done = self.kernel.promote(
+                    event.destination, event.client, event.server, at_source=self.netns, at_destination=self.netns
+                )
+                self.promoted += done is Outcome.PROMOTED
+            elif isinstance(event, DirectClosed):
+                self.closed += 1
+                self.moved += event.accelerated
+
+    @contextlib.contextmanager
+    def pair(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """A connection that is promoted: its receives do not wait, a timeout is poll()."""
+        with _connected() as (client, server):
+            before = self.promoted
+            for _ in range(200):
+                if self.promoted > before:
+                    break
+                _ping(client, server)
+                self.look()
+            _expect(self.promoted > before, "a connection was not promoted")
+            _ping(client, server)
+            yield client, server
 
 
 def _loopback() -> None:
@@ -140,18 +185,28 @@ def _expect(truth: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def _bytes() -> None:
-    """Random sizes both ways, half-close, all of it back, and the end."""
+def _ping(client: socket.socket, server: socket.socket) -> None:
+    for one, other in ((client, server), (server, client)):
+        one.sendall(b"ping")
+        _expect(other.recv(4) == b"ping", "a small message did not arrive whole")
+
+
+def _bytes(agent: _Agent) -> None:
+    """Random sizes both ways, promoted meanwhile; pauses, in which what went by TCP is read and bytes may begin to go
+    past it; half-close, all of it back, and the end."""
     for seed in range(20):
         dice = random.Random(seed)
-        data = dice.randbytes(dice.choice([1, 3_000, 150_000, 1_500_000]))
+        data = dice.randbytes(dice.choice([1, 3_000, 600_000, 1_500_000, 3_000_000]))
         with _connected() as (client, server):
             thread = threading.Thread(target=_echo, args=(server, dice.randrange(1, 80_000)))
             thread.start()
-            got, sent = bytearray(), 0
+            got, sent, pausing = bytearray(), 0, False
             client.setblocking(False)
             while True:
-                readable, writable, _ = select.select([client], [client] if sent < len(data) else [], [], 5)
+                pausing = (pausing or not dice.randrange(8)) and len(got) < sent < len(data)
+                readable, writable, _ = select.select(
+                    [client], [client] if sent < len(data) and not pausing else [], [], 5
+                )
                 _expect(bool(readable or writable), f"nothing came after {len(got)} of {len(data)} bytes")
                 if writable:
                     with contextlib.suppress(BlockingIOError):
@@ -163,6 +218,7 @@ def _bytes() -> None:
                     if not piece:
                         break
                     got += piece
+                agent.look()
             thread.join()
         _expect(bytes(got) == data + hashlib.sha256(data).digest(), f"{len(data)} bytes did not come back as sent")
 
@@ -177,8 +233,8 @@ def _echo(server: socket.socket, size: int) -> None:
         server.shutdown(socket.SHUT_WR)
 
 
-def _reset() -> None:
-    with _connected() as (client, server):
+def _reset(agent: _Agent) -> None:
+    with agent.pair() as (client, server):
         client.sendall(b"unread")
         server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         server.close()
@@ -189,9 +245,9 @@ def _reset() -> None:
         _expect(False, "a reset arrived as an orderly end")
 
 
-def _gone() -> None:
+def _gone(agent: _Agent) -> None:
     """Writing to a peer that has closed fails as by TCP."""
-    with _connected() as (client, server):
+    with agent.pair() as (client, server):
         client.sendall(b"x")
         _expect(server.recv(1) == b"x", "a byte did not arrive")
         server.close()
@@ -204,9 +260,9 @@ def _gone() -> None:
         _expect(False, "writing to a peer that has closed does not fail")
 
 
-def _memory() -> None:
+def _memory(agent: _Agent) -> None:
     """Small messages to a reader that never reads; later all of them arrive."""
-    with _connected() as (client, server):
+    with agent.pair() as (client, server):
         before, sent = _slab(), 0
         client.setblocking(False)
         while select.select([], [client], [], 0.1)[1]:
@@ -222,6 +278,61 @@ def _memory() -> None:
         while piece := server.recv(1 << 20):
             got += piece
         _expect(bytes(got) == b"".join(b"%07d." % n for n in range(sent // 8)), "messages were lost or overtook others")
+
+
+def _waiting(agent: _Agent) -> None:
+    """Readers that wait are never promoted, so that a wake-up without bytes is no error to them."""
+    before = agent.promoted
+    for how in ("half-close", "reset"):
+        with _connected() as (client, server):
+            client.settimeout(None)
+            for _ in range(40):
+                _ping(client, server)
+            agent.look()
+            _expect(agent.promoted == before, "a connection was promoted whose reader waits")
+            told = _told(client, server, how)
+            _expect(
+                told == ("b''" if how == "half-close" else "ECONNRESET"), f"a waiting reader hears {told} at a {how}"
+            )
+
+
+def _waiting_later(agent: _Agent) -> None:
+    """A reader that begins to wait is left to TCP."""
+    with agent.pair() as (client, server):
+        _ping(client, server)
+        server.setblocking(True)
+        _ping(client, server)
+        before = agent.kernel.flows()[0].sent, _redirected(agent)
+        _ping(client, server)
+        after = agent.kernel.flows()[0].sent, _redirected(agent)
+        _expect(after[0] == before[0] + 4, "received bytes are not counted")
+        _expect(after[1] == before[1] + 4, "bytes go past TCP to a reader that waits")  # 4 to the other one
+
+
+def _redirected(agent: _Agent) -> int:
+    return sum(METER.unpack(meter)[3] for _, meter in agent.kernel._maps["consumed"].items())
+
+
+def _told(client: socket.socket, server: socket.socket, how: str) -> str:
+    """What the client's receive hears that waits while the connection changes state."""
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            told.append(repr(client.recv(1)))
+        except OSError as error:
+            told.append(errno.errorcode[error.errno or 0])
+
+    if how == "half-close":
+        client.shutdown(socket.SHUT_WR)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)  # so that it waits; if it does not yet, nothing is proved, and nothing is wrong
+    if how == "reset":
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    server.close()
+    thread.join()
+    return told[0]
 
 
 def _slab() -> int:

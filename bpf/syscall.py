@@ -16,6 +16,7 @@ _syscall.restype = ctypes.c_long
 # enum bpf_cmd
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT, PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH = range(9)
 (
+    TEST_RUN,
     PROG_BY_ID,
     OBJ_INFO,
     TRACEPOINT_OPEN,
@@ -26,6 +27,7 @@ MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT, PROG_LOAD, OBJ_PIN, OB
     LINK_UPDATE,
     LINK_DETACH,
 ) = (
+    10,
     13,
     15,
     17,
@@ -164,6 +166,15 @@ def detach_link(link: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLINK, errno.EOPNOTSUPP):
             raise
+
+
+def test_run(program: int, packet: bytes) -> int:
+    """Run a program once on a packet of at least 14 bytes, in the network namespace of this thread; what it returns."""
+    data = ctypes.create_string_buffer(packet, len(packet))
+    attr = struct.pack("=IIIIQQIIIIQQIII", program, 0, len(packet), 0, ctypes.addressof(data), *(0,) * 10)
+    buffer = ctypes.create_string_buffer(attr, 128)
+    bpf(TEST_RUN, buffer)
+    return int(struct.unpack_from("=I", buffer, 4)[0])
 
 
 def program_by_id(id: int) -> int:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,10 @@ class Kernel(Protocol):
     def bump(self) -> int: ...
     def set_targets(self, targets: Mapping[str, Target]) -> None: ...
     def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # how many found no room
+    def promote(
+        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
+    ) -> object: ...
+    def nudge(self, event: Any, *, at_sender: int) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -184,6 +188,37 @@ class Direct:
         log.warning("direct connection from %s: %s", flow.client, detail)
         self.flows.refused(flow, Reason.MISMATCH, detail)
         self._end([flow])
+
+    def ready(self, flow: Flow, destination: int) -> None:
+        """Neither end waits in its receives: from now on bytes may go from socket to socket. `destination` is a netns
+        cookie. What cannot be promoted goes on by TCP."""
+        try:
+            with ExitStack() as held:
+                source, target = (self._entered(held, instance) for instance in (flow.source, flow.destination))
+                outcome = self.kernel.promote(
+                    destination, flow.client, flow.server, at_source=source, at_destination=target
+                )
+        except OSError as error:
+            log.warning("direct connection from %s to %s stays with TCP: %s", flow.client, flow.server, error)
+        else:
+            log.debug("direct connection from %s to %s: %s", flow.client, flow.server, outcome)
+
+    def drained(self, event: object, sender: str) -> None:
+        """A reader may wait for bytes that are there; `sender` is the instance at the other end."""
+        try:
+            with ExitStack() as held:
+                self.kernel.nudge(event, at_sender=self._entered(held, sender))
+        except OSError as error:
+            log.warning("a reader of a direct connection of pod %s could not be woken: %s", sender, error)
+
+    def _entered(self, held: ExitStack, instance: str) -> int:
+        """File descriptor of the pod's network namespace, closed with `held`."""
+        path = self.netns(instance)
+        if path is None:
+            raise OSError(f"pod {instance} is not here any more")
+        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        held.callback(os.close, netns)
+        return netns
 
     async def run(self) -> None:
         """Retry what failed, end what would not end, find what no event told."""

@@ -11,14 +11,14 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bpf import DirectClosed, DirectOpened, Mismatch
+from bpf import DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
 from mesh.model import SocketAddress
 from ztunnel.direct import Direct
 from ztunnel.flows import Heard
 
 log = logging.getLogger(__name__)
 
-Tiding = DirectOpened | DirectClosed | Mismatch
+Tiding = DirectOpened | DirectClosed | DirectReady | DirectDrained | Mismatch
 
 
 class Kind(NamedTuple):
@@ -70,11 +70,16 @@ class Hearing:
                 log.exception("event of the kernel side: %r", event)
 
     def _tell(self, event: Tiding) -> None:
+        if isinstance(event, DirectDrained):
+            self.direct.drained(event, self.instance(event.destination if event.at_client else event.source))
+            return
         heard = self._heard(event)
         if isinstance(event, DirectOpened):
             self.direct.opened(heard)
         elif isinstance(event, DirectClosed):
             self.direct.closed(heard)
+        elif isinstance(event, DirectReady):
+            self.direct.ready(heard, event.destination)
         else:
             self.direct.mismatched(heard)
 
@@ -88,5 +93,5 @@ class Hearing:
             server=event.server,
             sent=event.sent if over else 0,
             received=event.received if over else 0,
-            opened_ns=0 if isinstance(event, Mismatch) else event.opened_ns,
+            opened_ns=event.opened_ns if isinstance(event, DirectOpened | DirectClosed) else 0,
         )

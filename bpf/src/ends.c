@@ -30,6 +30,12 @@ static __always_inline void watch_bytes(struct bpf_sock_ops *s) {
   bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
+/* For sockets that have a meter: their ends, and the agent's nudge. */
+static __always_inline void watch_nudges(struct bpf_sock_ops *s) {
+  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+                                   BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
+}
+
 static __always_inline void watch_close(struct bpf_sock_ops *s) {
   bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }

@@ -22,6 +22,20 @@ static __always_inline void shut(struct bpf_sock_ops *s, struct bpf_sock *sk, co
   accelerated.sock_hash_update(s, (struct tuple *)own, BPF_ANY);
 }
 
+/* The pod reads with splice() or the like: bytes went that no receive accounts for. Told by a connection that the other
+ * side ended first: its last receive has returned. The end of the stream counts as a byte. */
+static __always_inline void learn(struct bpf_sock_ops *s, const struct meter *meter) {
+  u64 netns = bpf_get_netns_cookie(s);
+  u32 one = 1;
+  if (meter && s->args[0] == BPF_TCP_LAST_ACK && (int)unaccounted(meter) > 1) splicers.update(&netns, &one);
+}
+
+static __always_inline int wants_meters(const struct direct *flow) {
+  u32 zero = 0;
+  struct settings *config = settings.lookup(&zero);
+  return flow->accelerate && config && config->accelerate & ACCELERATE_PODS;
+}
+
 static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
   struct tuple key = asked->key, own = {};
   u64 cookie = bpf_get_socket_cookie(s);
@@ -40,8 +54,12 @@ static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk,
   }
   flow->state |= DIRECT_ESTABLISHED;
   tell(&key, flow, cookie, HAPPENED_OPENED, 0);
-  if (flow->accelerate) accelerate(s, sk, &own, key.netns, ACCELERATE_PODS);
-  watch_bytes(s);
+  if (wants_meters(flow) && measure(s, sk, &key)) {
+    flow->client = (u64)sk;
+    watch_nudges(s);
+  } else {
+    watch_bytes(s);
+  }
 }
 
 static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, struct direct *flow) {
@@ -51,9 +69,23 @@ static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, s
   if (!asked) return;                                      /* it is still attested; its bytes are told by the source */
   asked->key = *key;
   asked->kind = DIRECT_SERVED;
-  u64 source = flow->source;
-  if (flow->accelerate) accelerate(s, sk, key, source, ACCELERATE_PODS);
-  watch_bytes(s);
+  if (wants_meters(flow) && measure(s, sk, key)) {
+    flow->server = (u64)sk;
+    watch_nudges(s);
+  } else {
+    watch_bytes(s);
+  }
+}
+
+/* The destination's end goes first: what it has moved is not forgotten. */
+static __always_inline void served(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *key) {
+  u64 pointer = (u64)sk;
+  struct meter *meter = consumed.lookup(&pointer);
+  learn(s, meter);
+  struct direct *flow = directs.lookup(key);
+  if (!meter || !flow || flow->server != meter->own) return;
+  flow->sent = meter->bytes;
+  flow->server = 0;
 }
 
 static __always_inline void progressed(struct bpf_sock_ops *s) {
@@ -73,6 +105,15 @@ static __always_inline void progressed(struct bpf_sock_ops *s) {
   }
 }
 
+/* A packet with a TCP option that the kernel does not know: the agent's nudge (bpf/nudge.py). Setting SO_RCVLOWAT to what
+ * it is has TCP wake who waits for the socket, if there is something to read. */
+static __always_inline void nudged(struct bpf_sock_ops *s) {
+  struct bpf_sock *sk = s->sk;
+  u32 *needs_tcp = sk ? options.sk_storage_get(sk, 0, 0) : 0;
+  int one = 1;
+  if (!needs_tcp || !*needs_tcp) bpf_setsockopt(s, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+}
+
 /* TCP counts SYN and FIN as a byte each; the state that it comes from tells which FINs there were. */
 static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *key, u64 cookie) {
   struct direct *flow = directs.lookup(key);
@@ -89,6 +130,7 @@ static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, 
     u64 moved = (lane ? lane->sent : 0), got = (meter ? meter->moved : 0);
     flow->sent = sent + moved;
     flow->received = received + got;
+    learn(s, meter);
     tell(key, flow, cookie, HAPPENED_CLOSED, moved || got);
   }
   directs.delete(key);

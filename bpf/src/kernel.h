@@ -19,7 +19,10 @@
 #define TCP_REPAIR 19
 #define TCP_ULP 31
 #define TCP_INQ 36
+#define MSG_OOB 1
 #define MSG_PEEK 2
+#define MSG_TRUNC 0x20
+#define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define MSG_ERRQUEUE 0x2000
 #define EEXIST 17

@@ -87,6 +87,8 @@ struct direct {             /* a direct flow; its key is a tuple, where netns is
   u64 opened;               /* CLOCK_MONOTONIC, ns */
   u64 sent;                 /* bytes by TCP, source to destination, as far as acknowledged */
   u64 received;
+  u64 client;               /* addresses of its two sockets, keys of `consumed`; 0: not established, or gone */
+  u64 server;
   u32 generation;           /* by which it was allowed last */
   u16 state;                /* DIRECT_*, bits */
   u16 accelerate;
@@ -109,22 +111,39 @@ struct happening {          /* of a direct flow; begins as struct event does */
   u16 accelerated;          /* 1: bytes went from socket to socket */
 };
 
-struct lane {               /* per socket of an accelerated leg: the direction that it sends in */
+struct lane {               /* per socket that may hand over bytes: the direction that it sends in */
+  u64 own;                  /* address of the socket */
   u64 peer;                 /* cookie of the netns of the other end */
   u64 reader;               /* address of the reading socket, key of `consumed`; 0: not known yet */
   u64 charged;              /* bytes redirected plus OVERHEAD for each message, as far as they may be unread */
   u64 before;               /* of that, what was sent before the mark */
   u64 mark;                 /* a former value of `sent` */
-  u64 messages;             /* redirected */
   u64 sent;                 /* bytes redirected */
+  u32 by_tcp;               /* bytes that the reader had by TCP when the lane opened; nothing goes by TCP while it is open */
+  u32 after;                /* receives of the reader when it was promoted: there must have been another since */
   u32 state;                /* LANE_* */
   u32 direction;            /* ACCELERATE_* that this lane needs */
+  u32 overruns;             /* how often it closed because the reader was behind */
+  u32 pad;
 };
 
-struct meter {              /* per reading socket */
+struct meter {              /* per reading socket, from its first byte */
+  struct tuple flow;        /* key in `directs`; of a loopback leg: zero */
+  u64 own;                  /* address of the socket */
   u64 bytes;                /* received by the application, peeks left out */
   u64 moved;                /* redirected to this socket */
-  u64 native;               /* not 0: what this reader does needs TCP */
+  u32 first;                /* sequence number of the first byte */
+  u32 receives;             /* calls that did not wait */
+  u32 native;               /* not 0: what this reader does needs TCP */
+  u32 doubts;               /* how often it had bytes that no receive accounts for */
+  u32 behind;               /* 1: bytes go by TCP while redirected ones are unread */
+  u32 by_tcp;               /* behind: as in the lane */
+};
+
+struct promotion {          /* what the agent hands the promoting program as a packet; the first 14 bytes are its MAC header */
+  struct tuple flow;
+  u32 client;               /* 1: the source's end, 0: the destination's */
+  u32 pad;
 };
 
 struct event {
@@ -142,8 +161,9 @@ enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, 
 enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4 };
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
-enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2 };
-enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3 };
+enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4 };
+enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5 };
+enum promoted { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT };
 
 #define OUTBOUND_PORT 15001
 #define PLAINTEXT_PORT 15006
@@ -154,4 +174,7 @@ enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3 
 #define REASONS 64          /* the kernel side owns 1-31 of mesh.reason, and counts policy's too */
 #define LOST_EVENTS 0       /* counters[0]: events that the ring had no room for */
 #define OVERHEAD 1024       /* a redirected message costs about this much memory, however small it is */
-#define BUDGET (1 << 20)    /* unread charge from which a direction is native */
+#define BUDGET (1 << 19)    /* unread charge from which a direction is native */
+#define OVERRUNS 8          /* a lane that closed so often stays closed */
+#define RECEIVES 16         /* of each end, none of which waited, before a flow is promoted */
+#define DOUBTS 5            /* a flow is not promoted that had more of them */

@@ -82,7 +82,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
     asked->port = client->port;
     clients.delete(&key);
   }
-  accelerate(s, sk, &key, key.netns, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
+  accelerate(s, sk, &key, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
@@ -94,7 +94,7 @@ static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock 
   if (asked->kind != CAPTURED && asked->kind != LAST_HOP) return;
   key.netns = asked->key.netns;
   from_server(s, &key);
-  accelerate(s, sk, &key, key.netns, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
+  accelerate(s, sk, &key, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
 }
 
 static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
@@ -104,6 +104,7 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   asked->holds = 0;
   if (holds & HOLDS_QUOTA) discharge(asked->kind == DIRECT ? bpf_get_netns_cookie(s) : key.netns);
   if (holds & HOLDS_DIRECT) parted(s, sk, &key, cookie);
+  if (asked->kind == DIRECT_SERVED) served(s, sk, &key);
   if (holds & HOLDS_CAPTURED) {
     struct destination *to = captured.lookup(&key);
     if (to && to->holder == cookie) captured.delete(&key);
@@ -123,6 +124,10 @@ int sockops(struct bpf_sock_ops *s) {
   }
   if (s->op == BPF_SOCK_OPS_RTT_CB) {
     progressed(s);
+    return 0;
+  }
+  if (s->op == BPF_SOCK_OPS_PARSE_HDR_OPT_CB) {
+    nudged(s);
     return 0;
   }
   int starts = s->op == BPF_SOCK_OPS_TCP_CONNECT_CB, opens = s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;

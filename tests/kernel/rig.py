@@ -384,6 +384,10 @@ class Worker:
     def finish(self) -> Any:
         return self._result()
 
+    def answered(self, seconds: float) -> bool:
+        """Whether `finish` would not wait."""
+        return bool(self._ours.poll(seconds))
+
     def _result(self) -> Any:
         assert self._ours.poll(60), "the worker does not answer"
         good, value = pickle.loads(self._ours.recv_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,21 @@ class SmallKernel:
                 self.verdicts[entry.key] = self.generation
         return left_out
 
+    def promote(
+        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
+    ) -> str:
+        assert os.fstat(at_source).st_ino == os.fstat(at_destination).st_ino != 0
+        self.told.append(f"promote {destination} {client} {server}")
+        if self.fault is not None:
+            raise self.fault
+        return "promoted"
+
+    def nudge(self, event: object, *, at_sender: int) -> None:
+        assert os.fstat(at_sender).st_ino != 0
+        self.told.append(f"nudge {event}")
+        if self.fault is not None:
+            raise self.fault
+
     def flows(self) -> list[SmallFlow]:
         return self.live
 
@@ -152,6 +168,7 @@ class Node:
         self.snapshot = Snapshot()
         self.told = Told()
         self.looked_into: list[str] = []
+        self.netns: Path | None = None
         self.connections = Connections(self._counts, lambda: NOW)
         self.connections.subscribe(self.told)
         self.flows = Flows(
@@ -180,7 +197,7 @@ class Node:
 
     def _netns(self, instance: str) -> Path | None:
         self.looked_into.append(instance)
-        return None
+        return self.netns
 
     def swap(self, *upserts: Resource, removes: tuple[str, ...] = ()) -> None:
         self.kernel.told.clear()
@@ -367,6 +384,36 @@ def test_a_stranger_at_the_address_is_a_refused_connection() -> None:
     node.direct.mismatched(SmallFlow())
     assert node.told.ended == [(False, Reason.MISMATCH, 0, 0)]
     assert node.looked_into == [WEB.instance, DB.instance]
+
+
+def test_a_flow_whose_ends_do_not_wait_is_promoted() -> None:
+    node = Node()
+    node.netns = Path("/proc/self/ns/net")
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    node.direct.ready(SmallFlow(), 7)
+    assert node.kernel.told[-1:] == [f"promote 7 {SmallFlow().client} {SmallFlow().server}"]
+    assert node.looked_into == [WEB.instance, DB.instance]
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_cannot_be_promoted_stays_with_tcp(there: bool, caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.netns = Path("/proc/self/ns/net") if there else None
+    node.kernel.fault = OSError("no room")
+    node.direct.ready(SmallFlow(), 7)
+    assert ("no room" if there else "pod web-1 is not here any more") in caplog.text.replace(WEB.instance, "web-1")
+
+
+def test_a_reader_that_may_wait_in_vain_is_woken_from_the_other_end(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.netns = Path("/proc/self/ns/net")
+    node.direct.drained("event", WEB.instance)
+    assert node.kernel.told[-1:] == ["nudge event"]
+    assert node.looked_into == [WEB.instance]
+    node.kernel.fault = OSError("no raw sockets")
+    node.direct.drained("event", WEB.instance)
+    assert "no raw sockets" in caplog.text
 
 
 def test_dry_runs_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import random
+from pathlib import Path
 
 import pytest
 
-from bpf import DirectClosed, DirectOpened, Mismatch
+from bpf import DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
 from mesh.model import Policy, PolicyAction, SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.metrics.test_traffic import values
@@ -123,3 +124,17 @@ def test_one_that_cannot_be_told_is_not_the_end_of_the_others(caplog: pytest.Log
     assert "event of the kernel side" in caplog.text
     assert [reason for _, reason, _, _ in node.told.ended] == [Reason.OK, Reason.OK, Reason.MISMATCH]
     assert len(node.connections.live()) == 2
+
+
+@pytest.mark.parametrize("at_client", [True, False])
+def test_what_acceleration_asks_for_is_done(at_client: bool, tmp_path: Path) -> None:
+    node = Node()
+    node.netns = tmp_path
+    opened, closed = flow(1)
+    node.kernel.told.clear()
+    hearing(node).hear([opened, DirectReady(*opened[:5])])
+    assert [told.split()[0] for told in node.kernel.told] == ["promote"]
+    node.looked_into.clear()
+    hearing(node).hear([DirectDrained(*opened[:5], at_client, 7, 8), closed])
+    assert [told.split()[0] for told in node.kernel.told] == ["promote", "nudge"]
+    assert node.looked_into == [DB.instance if at_client else WEB.instance], "the other end"

@@ -1,0 +1,77 @@
+/* Promotion of one end of a direct flow. The agent runs this in the end's netns by BPF_PROG_TEST_RUN, the flow in place of
+ * a packet: a program of this type may look a socket up and put it into the sockhash, and needs no descriptor of it.
+ *
+ * From here on the socket's receives look at what is redirected to it; its own lane opens when the other end's meter and
+ * entry are there too. Nothing has to happen at both ends at once. */
+
+static __always_inline struct bpf_sock *find(struct __sk_buff *skb, const struct tuple *own) {
+  struct bpf_sock_tuple at = {};
+  u32 size = sizeof(at.ipv6);
+  if (is_v4(own->local)) {
+    size = sizeof(at.ipv4);
+    at.ipv4.saddr = own->remote[3];
+    at.ipv4.daddr = own->local[3];
+    at.ipv4.sport = bpf_htons(own->remote_port);
+    at.ipv4.dport = bpf_htons(own->local_port);
+  } else {
+    MOVE6(at.ipv6.saddr, own->remote);
+    MOVE6(at.ipv6.daddr, own->local);
+    at.ipv6.sport = bpf_htons(own->remote_port);
+    at.ipv6.dport = bpf_htons(own->local_port);
+  }
+  return bpf_sk_lookup_tcp(skb, &at, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/* Bytes that no receive accounts for: spliced, or a receive is just returning, then it shows the next time. */
+static __always_inline int doubtful(struct meter *meter) {
+  if (!unaccounted(meter)) return 0;
+  if (++meter->doubts > DOUBTS) meter->native = 1;
+  meter->receives = 0;
+  return 1;
+}
+
+static __always_inline int admit(struct bpf_sock *sk, struct tuple *own, u64 self, u64 other, u64 peer) {
+  u32 *needs_tcp = options.sk_storage_get(sk, 0, 0);
+  struct meter *meter = consumed.lookup(&self), *theirs = consumed.lookup(&other);
+  if (!meter || !theirs) return NOT_THERE;
+  if (meter->native || theirs->native || (needs_tcp && *needs_tcp)) return NOT_FIT;
+  if (doubtful(meter) || doubtful(theirs)) return IN_DOUBT;
+  struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!lane) return NOT_FIT;
+  lane->own = self;
+  lane->peer = peer;
+  lane->reader = other;
+  lane->after = theirs->receives;
+  lane->direction = ACCELERATE_PODS;
+  lane->state = LANE_NATIVE;
+  return accelerated.update(own, (int *)sk) ? NOT_FIT : PROMOTED;
+}
+
+int promote(struct __sk_buff *skb) {
+  struct promotion *wanted = (void *)(long)skb->data;
+  if ((void *)(wanted + 1) > (void *)(long)skb->data_end) return NOT_THERE;
+  struct tuple key = wanted->flow;
+  u32 client = wanted->client;
+  struct direct *flow = directs.lookup(&key);
+  if (!flow) return NOT_THERE;
+  struct tuple own = key;
+  u64 self = flow->server, other = flow->client, peer = flow->source;
+  if (client) {
+    self = flow->client;
+    other = flow->server;
+    peer = key.netns;
+    own.netns = flow->source;
+    MOVE6(own.local, key.remote);
+    MOVE6(own.remote, key.local);
+    own.local_port = key.remote_port;
+    own.remote_port = key.local_port;
+  }
+  struct bpf_sock *sk = find(skb, &own);
+  if (!sk) return NOT_THERE;
+  u64 found = (u64)sk;
+  int result = NOT_THERE;
+  if (found == self && sk->state == BPF_TCP_ESTABLISHED) result = admit(sk, &own, self, other, peer);
+  bpf_sk_release(sk);
+  if (result == IN_DOUBT) flow->state &= ~DIRECT_READY;
+  return result;
+}
