@@ -8,7 +8,7 @@
     hooks       attach the programs: to the node's cgroup, to a pod's netns
     pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
     direct      the direct path: targets, verdicts, flows
-    promote     takes a direct flow from TCP to socket to socket
+    promote     takes direct flows from TCP to socket to socket, and back
     nudge       wakes a reader of a direct flow
     registry    which pods are enrolled, and their slots
     maps        one map: bytes in, bytes out
@@ -32,11 +32,12 @@ programs stay with old flows until those are gone.
 from bpf.direct import DirectFlow, Mode, Target, VerdictEntry
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
-from bpf.layouts import DirectClosed, DirectDrained, DirectOpened, DirectReady, Event, Mismatch
+from bpf.layouts import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, Event, Mismatch
 from bpf.promote import Outcome
 from bpf.registry import PodSlot
 
 __all__ = [
+    "DirectBarred",
     "DirectClosed",
     "DirectDrained",
     "DirectFlow",

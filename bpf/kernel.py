@@ -33,7 +33,7 @@ from bpf.layouts import (
     unpack_ip,
 )
 from bpf.maps import Map
-from bpf.promote import Outcome, Promoter
+from bpf.promote import Promoter
 from bpf.registry import DEFINITION as REGISTRY
 from bpf.registry import PodSlot, Registry, free_slot
 from mesh.model import SocketAddress
@@ -264,17 +264,12 @@ class Kernel:
                 found += DirectPath(maps).flows(pods) if maps else []
         return found
 
-    def promote(
-        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
-    ) -> Outcome:
-        """From TCP to socket to socket, as DirectReady asks; `destination` is a netns cookie, the last two are file
-        descriptors of the netns. OSError."""
+    @property
+    def promoter(self) -> Promoter:
+        """From TCP to socket to socket, as DirectReady asks, and back, as DirectBarred does."""
         if self._promoter is None:
-            fds = {name: map.fd for name, map in self._maps.items()}
-            self._promoter = Promoter(self._artifact, fds)
-        return self._promoter.promote(
-            destination, client, server, at_source=at_source, at_destination=at_destination
-        )  # fmt: skip
+            self._promoter = Promoter(self._artifact, {name: map.fd for name, map in self._maps.items()})
+        return self._promoter
 
     def nudge(self, event: DirectDrained, *, at_sender: int) -> None:
         """Wake the reader that a DirectDrained tells of; `at_sender` is a file descriptor of the other end's netns.

@@ -36,7 +36,7 @@ DIRECT = struct.Struct("=QQQQQQQIHH")  # holder, source, opened, sent, received,
 HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH")  # as EVENT, then source, id, opened, sent, received, generation, …
 LANE = struct.Struct("=QQQQQQQIIIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, …
 METER = struct.Struct("=48sQQQIIIIII")  # flow, own, bytes, moved, first, receives, native, doubts, behind, by_tcp
-PROMOTION = struct.Struct("=48sII")  # flow, client, pad
+PROMOTION = struct.Struct("=48sII")  # flow, client, last
 EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, reason
 
 # struct name in C -> (format, field names in order; arrays count as one)
@@ -70,7 +70,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
         ),
     ),
     "meter": (METER, ("flow", "own", "bytes", "moved", "first", "receives", "native", "doubts", "behind", "by_tcp")),
-    "promotion": (PROMOTION, ("flow", "client", "pad")),
+    "promotion": (PROMOTION, ("flow", "client", "last")),
     "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
     "pair": (PAIR, ("source", "destination", "port", "pad")),
     "verdict": (VERDICT, ("generation", "reason")),
@@ -118,6 +118,7 @@ ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS = 1, 2, 4
 TARGET_OPEN, TARGET_LISTED = 1, 2
 DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
 HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH, HAPPENED_READY, HAPPENED_DRAINED = 1, 2, 3, 4, 5
+HAPPENED_BARRED = 6
 REASONS = 64
 
 NOWHERE = bytes(16)
@@ -221,6 +222,17 @@ class DirectReady(NamedTuple):
     server: SocketAddress
 
 
+class DirectBarred(NamedTuple):
+    """An end of a direct flow that may be promoted needs TCP: it waits in a receive, or falls behind again and again.
+    The flow is to be demoted once what was redirected has been read."""
+
+    id: int
+    source: int
+    destination: int
+    client: SocketAddress
+    server: SocketAddress
+
+
 class DirectDrained(NamedTuple):
     """A reader of a direct flow has had what was redirected to it, and there was more by TCP before it had. One that
     takes a short receive for the end of what is there may wait now, and is to be woken."""
@@ -235,7 +247,7 @@ class DirectDrained(NamedTuple):
     acknowledged: int  # of what it has sent itself
 
 
-Happening = DirectOpened | DirectClosed | DirectReady | DirectDrained | Mismatch
+Happening = DirectOpened | DirectClosed | DirectReady | DirectDrained | DirectBarred | Mismatch
 
 
 def unpack_event(data: bytes | mmap, offset: int, size: int) -> Event | Happening:
@@ -252,6 +264,8 @@ def _happening(data: bytes | mmap, offset: int) -> Happening:
         return Mismatch(id, source, destination, client, server)
     if what == HAPPENED_READY:
         return DirectReady(id, source, destination, client, server)
+    if what == HAPPENED_BARRED:
+        return DirectBarred(id, source, destination, client, server)
     if what == HAPPENED_DRAINED:
         return DirectDrained(id, source, destination, client, server, bool(accelerated), sent, received)
     if what == HAPPENED_OPENED:

@@ -41,6 +41,7 @@ HOOKS = (
     Hook(name="received", kind=_RAW_TRACEPOINT, attach=0, place=Place.STAGE),
     Hook(name="received_stub", kind=_RAW_TRACEPOINT, attach=0, place=Place.TRACEPOINT),
     Hook(name="promote", kind=_SCHED_CLS, attach=0, place=Place.AGENT),
+    Hook(name="demote", kind=_SCHED_CLS, attach=0, place=Place.AGENT),
     Hook(name="lookup", kind=_SK_LOOKUP, attach=36, place=Place.NETNS),
 )
 

@@ -139,7 +139,7 @@ class _Agent:
     def look(self) -> None:
         for event in self.kernel.events().read():
             if isinstance(event, DirectReady):
-                done = self.kernel.promote(
+                done = self.kernel.promoter.promote(
                     event.destination, event.client, event.server, at_source=self.netns, at_destination=self.netns
                 )
                 self.promoted += done is Outcome.PROMOTED

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,16 @@ _LOOK_SECONDS = 5.0  # how often the kernel's list is compared with ours
 _RETRY_SECONDS = 0.2
 
 
+class Promoter(Protocol):
+    """Acceleration (implemented by `bpf.promote.Promoter`); flows are named by netns cookie and addresses."""
+
+    def promote(
+        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
+    ) -> IntEnum: ...
+    def close_lanes(self, destination: int, client: SocketAddress, server: SocketAddress) -> None: ...
+    def demote(self, destination: int, client: SocketAddress, server: SocketAddress) -> IntEnum: ...
+
+
 class Kernel(Protocol):
     """What the direct path needs of the kernel side (implemented by `bpf.Kernel`)."""
 
@@ -40,9 +51,8 @@ class Kernel(Protocol):
     def bump(self) -> int: ...
     def set_targets(self, targets: Mapping[str, Target]) -> None: ...
     def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # how many found no room
-    def promote(
-        self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
-    ) -> object: ...
+    @property
+    def promoter(self) -> Promoter: ...
     def nudge(self, event: Any, *, at_sender: int) -> None: ...
 
 
@@ -61,6 +71,7 @@ class Direct:
     _plan: Plan | None = None
     _leaving: set[str] = field(default_factory=set)
     _again: asyncio.Event = field(default_factory=asyncio.Event)
+    _barred: dict[int, tuple[Flow, int]] = field(default_factory=dict)  # to be demoted: flow, cookie of the destination
 
     # What the kernel is told
 
@@ -195,13 +206,33 @@ class Direct:
         try:
             with ExitStack() as held:
                 source, target = (self._entered(held, instance) for instance in (flow.source, flow.destination))
-                outcome = self.kernel.promote(
+                outcome = self.kernel.promoter.promote(
                     destination, flow.client, flow.server, at_source=source, at_destination=target
                 )
         except OSError as error:
             log.warning("direct connection from %s to %s stays with TCP: %s", flow.client, flow.server, error)
         else:
-            log.debug("direct connection from %s to %s: %s", flow.client, flow.server, outcome)
+            log.debug("direct connection from %s to %s: %s", flow.client, flow.server, outcome.name)
+
+    def barred(self, flow: Flow, destination: int) -> None:
+        """It was promoted, or is about to be, and needs TCP. Bytes go by TCP from now on; it is a TCP connection in
+        every respect as soon as the others have been read."""
+        self._barred[flow.id] = (flow, destination)
+        self._again.set()
+        try:
+            self.kernel.promoter.close_lanes(destination, flow.client, flow.server)
+        except OSError as error:
+            log.warning("direct connection from %s to %s goes past TCP still: %s", flow.client, flow.server, error)
+
+    def _demote(self) -> None:
+        for id_, (flow, destination) in list(self._barred.items()):
+            try:
+                outcome = self.kernel.promoter.demote(destination, flow.client, flow.server)
+            except OSError as error:
+                log.warning("direct connection from %s to %s is not demoted: %s", flow.client, flow.server, error)
+                continue
+            if outcome.name != "UNREAD":
+                del self._barred[id_]
 
     def drained(self, event: object, sender: str) -> None:
         """A reader may wait for bytes that are there; `sender` is the instance at the other end."""
@@ -231,6 +262,7 @@ class Direct:
             if self._plan is None:
                 self._apply()
             self._look(self._heard_of_all)
+            self._demote()
 
     def _heard_of_all(self) -> None:
         self._heard(self.flows.reconcile())

@@ -11,14 +11,14 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bpf import DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
+from bpf import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
 from mesh.model import SocketAddress
 from ztunnel.direct import Direct
 from ztunnel.flows import Heard
 
 log = logging.getLogger(__name__)
 
-Tiding = DirectOpened | DirectClosed | DirectReady | DirectDrained | Mismatch
+Tiding = DirectOpened | DirectClosed | DirectReady | DirectDrained | DirectBarred | Mismatch
 
 
 class Kind(NamedTuple):
@@ -80,6 +80,8 @@ class Hearing:
             self.direct.closed(heard)
         elif isinstance(event, DirectReady):
             self.direct.ready(heard, event.destination)
+        elif isinstance(event, DirectBarred):
+            self.direct.barred(heard, event.destination)
         else:
             self.direct.mismatched(heard)
 

@@ -55,7 +55,6 @@ static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *s
 
 static __always_inline int opens(struct bpf_sock *own, struct lane *lane, const struct meter *meter) {
   u32 written = 0, copied = 0;
-  if (lane->overruns > OVERRUNS) return 0;
   if (meter->receives == lane->after) return 0;            /* it may still wait in a receive that knows of TCP only */
   if (!read_written(lane->own, &written) || !read_copied(lane->reader, &copied) || written != copied) return 0;
   u32 *needs_tcp = options.sk_storage_get(own, 0, 0);
@@ -80,6 +79,16 @@ static __always_inline int affords(struct lane *lane, struct meter *meter, u32 s
   return lane->charged + size + OVERHEAD <= BUDGET;
 }
 
+/* What this reader does needs TCP, for good. Of a promoted flow the agent is told. */
+static __always_inline void bar(struct meter *meter) {
+  struct tuple key = meter->flow;
+  if (meter->native) return;
+  meter->native = 1;
+  struct direct *flow = directs.lookup(&key);
+  if (!flow || !(flow->state & DIRECT_READY)) return;
+  tell(&key, flow, flow->holder, HAPPENED_BARRED, 0);
+}
+
 /* Bytes will arrive by TCP while redirected ones are unread. Each arrival wakes the reader, but none does when it has read
  * what was redirected: the receive that finds that out is short, which an edge-triggered reader may take for the end of
  * all. received() tells the agent then. */
@@ -87,9 +96,9 @@ static __always_inline void fall_behind(struct lane *lane) {
   u64 sk = lane->reader;
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || (u32)meter->bytes - lane->by_tcp == (u32)lane->sent) return;
-  lane->overruns++;
   meter->by_tcp = lane->by_tcp;
   meter->behind = 1;
+  if (++lane->overruns > OVERRUNS) bar(meter);
 }
 
 int message(struct sk_msg_md *m) {
@@ -165,7 +174,7 @@ int received(struct bpf_raw_tracepoint_args *ctx) {
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || flags & MSG_ERRQUEUE) return 0;
   if (length > 0 && !(flags & MSG_PEEK)) __sync_fetch_and_add(&meter->bytes, length);
-  if (!(flags & MSG_DONTWAIT) || flags & (MSG_WAITALL | MSG_OOB | MSG_TRUNC)) meter->native = 1;
+  if (!(flags & MSG_DONTWAIT) || flags & (MSG_WAITALL | MSG_OOB | MSG_TRUNC)) bar(meter);
   else if (++meter->receives == RECEIVES) qualified(meter);
   if (meter->behind && (u32)meter->bytes - meter->by_tcp == (u32)meter->moved) {
     meter->behind = 0;
@@ -190,7 +199,7 @@ int setsockopt(struct bpf_sockopt *ctx) {
   struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
   struct meter *meter = consumed.lookup(&pointer);
   if (lane && lane->state == LANE_OPEN) lane->state = LANE_NATIVE;
-  if (meter) meter->native = 1;
+  if (meter) bar(meter);
   return 1;
 }
 

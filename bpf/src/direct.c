@@ -77,6 +77,6 @@ static __always_inline void tell(const struct tuple *key, const struct direct *f
   h.what = what;
   h.accelerated = accelerated;
   u64 flags = BPF_RB_NO_WAKEUP;
-  if (what == HAPPENED_MISMATCH || what == HAPPENED_READY || what == HAPPENED_DRAINED || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
+  if (what >= HAPPENED_MISMATCH || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
   if (events.ringbuf_output(&h, sizeof(h), flags)) count(LOST_EVENTS);
 }

@@ -143,7 +143,7 @@ struct meter {              /* per reading socket, from its first byte */
 struct promotion {          /* what the agent hands the promoting program as a packet; the first 14 bytes are its MAC header */
   struct tuple flow;
   u32 client;               /* 1: the source's end, 0: the destination's */
-  u32 pad;
+  u32 last;                 /* of a demotion, 1: both lanes have been closed for long enough */
 };
 
 struct event {
@@ -162,8 +162,8 @@ enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELE
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
 enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4 };
-enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5 };
-enum promoted { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT };
+enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5, HAPPENED_BARRED = 6 };
+enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };
 
 #define OUTBOUND_PORT 15001
 #define PLAINTEXT_PORT 15006
@@ -175,6 +175,6 @@ enum promoted { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT };
 #define LOST_EVENTS 0       /* counters[0]: events that the ring had no room for */
 #define OVERHEAD 1024       /* a redirected message costs about this much memory, however small it is */
 #define BUDGET (1 << 19)    /* unread charge from which a direction is native */
-#define OVERRUNS 8          /* a lane that closed so often stays closed */
+#define OVERRUNS 2          /* a reader that fell behind more often is left to TCP */
 #define RECEIVES 16         /* of each end, none of which waited, before a flow is promoted */
 #define DOUBTS 5            /* a flow is not promoted that had more of them */

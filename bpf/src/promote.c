@@ -47,31 +47,72 @@ static __always_inline int admit(struct bpf_sock *sk, struct tuple *own, u64 sel
   return accelerated.update(own, (int *)sk) ? NOT_FIT : PROMOTED;
 }
 
+struct end {                /* one of the two that the flow has; `own` names it */
+  struct tuple own;
+  u64 self;
+  u64 other;
+  u64 peer;                 /* netns cookie of the other one */
+};
+
+static __always_inline void end_of(const struct direct *flow, const struct tuple *key, u32 client, struct end *end) {
+  end->own = *key;
+  end->self = flow->server;
+  end->other = flow->client;
+  end->peer = flow->source;
+  if (!client) return;
+  end->self = flow->client;
+  end->other = flow->server;
+  end->peer = key->netns;
+  end->own.netns = flow->source;
+  MOVE6(end->own.local, key->remote);
+  MOVE6(end->own.remote, key->local);
+  end->own.local_port = key->remote_port;
+  end->own.remote_port = key->local_port;
+}
+
 int promote(struct __sk_buff *skb) {
   struct promotion *wanted = (void *)(long)skb->data;
   if ((void *)(wanted + 1) > (void *)(long)skb->data_end) return NOT_THERE;
   struct tuple key = wanted->flow;
+  struct end end = {};
   u32 client = wanted->client;
   struct direct *flow = directs.lookup(&key);
   if (!flow) return NOT_THERE;
-  struct tuple own = key;
-  u64 self = flow->server, other = flow->client, peer = flow->source;
-  if (client) {
-    self = flow->client;
-    other = flow->server;
-    peer = key.netns;
-    own.netns = flow->source;
-    MOVE6(own.local, key.remote);
-    MOVE6(own.remote, key.local);
-    own.local_port = key.remote_port;
-    own.remote_port = key.local_port;
-  }
-  struct bpf_sock *sk = find(skb, &own);
+  end_of(flow, &key, client, &end);
+  struct bpf_sock *sk = find(skb, &end.own);
   if (!sk) return NOT_THERE;
   u64 found = (u64)sk;
   int result = NOT_THERE;
-  if (found == self && sk->state == BPF_TCP_ESTABLISHED) result = admit(sk, &own, self, other, peer);
+  if (found == end.self && sk->state == BPF_TCP_ESTABLISHED) result = admit(sk, &end.own, end.self, end.other, end.peer);
   bpf_sk_release(sk);
   if (result == IN_DOUBT) flow->state &= ~DIRECT_READY;
   return result;
+}
+
+/* Redirected bytes that the application has not had. What is under way counts: `moved` grows before a message goes. A
+ * receive that is just returning, or that has seen the end of the stream, makes it more than it is. */
+static __always_inline u32 unread(const struct meter *meter) {
+  u32 copied = 0;
+  if (!read_copied(meter->own, &copied)) return 1;
+  return (u32)meter->moved - (u32)meter->bytes + (copied - meter->first);
+}
+
+/* Out of the sockhash, which makes it a TCP socket again in every respect. That drops what is unread, so there must be
+ * nothing: both lanes are closed first, and then some time goes by for programs that began before. */
+int demote(struct __sk_buff *skb) {
+  struct promotion *wanted = (void *)(long)skb->data;
+  if ((void *)(wanted + 1) > (void *)(long)skb->data_end) return NOT_THERE;
+  struct tuple key = wanted->flow;
+  struct end end = {};
+  u32 client = wanted->client, last = wanted->last;
+  struct direct *flow = directs.lookup(&key);
+  if (!flow) return NOT_THERE;
+  end_of(flow, &key, client, &end);
+  u64 self = end.self, other = end.other;
+  struct meter *meter = consumed.lookup(&self), *theirs = consumed.lookup(&other);
+  if (!meter || !theirs) return NOT_THERE;
+  if (!last) meter->native = theirs->native = 1;
+  if (!last || !meter->native || !theirs->native || unread(meter)) return UNREAD;
+  accelerated.delete(&end.own);
+  return DEMOTED;
 }

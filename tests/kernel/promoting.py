@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from bpf import DirectDrained, DirectReady, Kernel, Outcome
+from bpf import DirectBarred, DirectDrained, DirectReady, Kernel, Outcome
 from bpf.layouts import METER
 from tests.kernel.rig import Pod, Worker
 
@@ -19,6 +20,7 @@ class Promoter:
         self.kernel, self._descriptors = kernel, descriptors
         self.others: list[Any] = []
         self.outcomes: list[Outcome] = []
+        self.barred: list[DirectBarred] = []
 
     def look(self) -> list[Outcome]:
         """What became of those that were ready."""
@@ -27,11 +29,14 @@ class Promoter:
             if isinstance(event, DirectDrained):
                 sender = event.destination if event.at_client else event.source
                 self.kernel.nudge(event, at_sender=self._descriptors[sender])
+            if isinstance(event, DirectBarred):
+                self.barred.append(event)
+                self.kernel.promoter.close_lanes(event.destination, event.client, event.server)
             if not isinstance(event, DirectReady):
                 self.others.append(event)
                 continue
             found.append(
-                self.kernel.promote(
+                self.kernel.promoter.promote(
                     event.destination,
                     event.client,
                     event.server,
@@ -49,6 +54,12 @@ class Promoter:
                 self.look()
         self.look()
         return [worker.finish() for worker in workers]
+
+    def demote(self) -> Outcome:
+        """The flow that was barred last."""
+        time.sleep(0.1)  # what the promoter asks for
+        flow = self.barred[-1]
+        return self.kernel.promoter.demote(flow.destination, flow.client, flow.server)
 
     def redirected(self) -> list[int]:
         """Bytes redirected to each socket that has a meter, in no order."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bpf import Outcome
 from mesh.direct import Key, Mode, Target, VerdictEntry
 from mesh.model import (
     Clause,
@@ -90,6 +91,7 @@ class SmallKernel:
     generation: int = 1
     room: int = 100
     fault: OSError | None = None
+    outcome: Outcome = Outcome.PROMOTED
     told: list[str] = field(default_factory=list)
     targeted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -117,14 +119,27 @@ class SmallKernel:
                 self.verdicts[entry.key] = self.generation
         return left_out
 
+    @property
+    def promoter(self) -> SmallKernel:
+        return self
+
     def promote(
         self, destination: int, client: SocketAddress, server: SocketAddress, *, at_source: int, at_destination: int
-    ) -> str:
+    ) -> Outcome:
         assert os.fstat(at_source).st_ino == os.fstat(at_destination).st_ino != 0
-        self.told.append(f"promote {destination} {client} {server}")
+        return self._asked("promote", destination, client, server)
+
+    def close_lanes(self, destination: int, client: SocketAddress, server: SocketAddress) -> None:
+        self._asked("close_lanes", destination, client, server)
+
+    def demote(self, destination: int, client: SocketAddress, server: SocketAddress) -> Outcome:
+        return self._asked("demote", destination, client, server)
+
+    def _asked(self, what: str, destination: int, client: SocketAddress, server: SocketAddress) -> Outcome:
+        self.told.append(f"{what} {destination} {client} {server}")
         if self.fault is not None:
             raise self.fault
-        return "promoted"
+        return self.outcome
 
     def nudge(self, event: object, *, at_sender: int) -> None:
         assert os.fstat(at_sender).st_ino != 0
@@ -403,6 +418,26 @@ def test_what_cannot_be_promoted_stays_with_tcp(there: bool, caplog: pytest.LogC
     node.kernel.fault = OSError("no room")
     node.direct.ready(SmallFlow(), 7)
     assert ("no room" if there else "pod web-1 is not here any more") in caplog.text.replace(WEB.instance, "web-1")
+
+
+def test_a_flow_that_needs_tcp_is_demoted_once_what_went_past_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.kernel.told.clear()
+    node.direct.barred(SmallFlow(), 7)
+    flow = f"7 {SmallFlow().client} {SmallFlow().server}"
+    assert node.kernel.told == [f"close_lanes {flow}"]
+    assert node.direct._again.is_set(), "it is tried soon"
+    for outcome, times in ((Outcome.UNREAD, 1), (Outcome.DEMOTED, 2), (Outcome.DEMOTED, 2)):
+        node.kernel.outcome = outcome
+        node.direct._demote()
+        assert node.kernel.told.count(f"demote {flow}") == times
+    node.kernel.fault = OSError("not now")
+    node.direct.barred(SmallFlow(), 7)
+    node.direct._demote()
+    assert caplog.text.count("not now") == 2
+    node.kernel.fault = None
+    node.direct._demote()
+    assert node.kernel.told[-1] == f"demote {flow}"
 
 
 def test_a_reader_that_may_wait_in_vain_is_woken_from_the_other_end(caplog: pytest.LogCaptureFixture) -> None:

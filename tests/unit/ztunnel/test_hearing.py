@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
+from bpf import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
 from mesh.model import Policy, PolicyAction, SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.metrics.test_traffic import values
@@ -135,6 +135,6 @@ def test_what_acceleration_asks_for_is_done(at_client: bool, tmp_path: Path) -> 
     hearing(node).hear([opened, DirectReady(*opened[:5])])
     assert [told.split()[0] for told in node.kernel.told] == ["promote"]
     node.looked_into.clear()
-    hearing(node).hear([DirectDrained(*opened[:5], at_client, 7, 8), closed])
-    assert [told.split()[0] for told in node.kernel.told] == ["promote", "nudge"]
+    hearing(node).hear([DirectDrained(*opened[:5], at_client, 7, 8), DirectBarred(*opened[:5]), closed])
+    assert [told.split()[0] for told in node.kernel.told] == ["promote", "nudge", "close_lanes"]
     assert node.looked_into == [DB.instance if at_client else WEB.instance], "the other end"
