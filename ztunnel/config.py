@@ -11,7 +11,7 @@ from mesh.model import canonical_ip
 
 _DRAIN_SECONDS = 5.0
 # What the kernel hands from socket to socket between application and agent: `accelerate` of bpf.Kernel.open. Towards
-# the application is no choice: its blocking recv() may return EAGAIN after it has half-closed.
+# the application is no choice.
 ACCELERATE = {"none": 0, "to-agent": 1}
 _PODS = 4  # between the pods of a direct connection
 SWITCH = ("on", "off")
@@ -89,8 +89,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         "--direct-acceleration",
         default="off",
         choices=SWITCH,
-        help="experimental: hand the bytes of direct connections past TCP; a blocking recv() may then return EAGAIN, "
-        "and some socket options lose their meaning, see docs/architecture.md (default: %(default)s)",
+        help="hand the bytes of direct connections past TCP, between applications that never wait in a receive; see "
+        "docs/direct.md (default: %(default)s)",
     )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:

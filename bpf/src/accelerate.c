@@ -98,7 +98,6 @@ static __always_inline void fall_behind(struct lane *lane) {
   if (!meter || (u32)meter->bytes - lane->by_tcp == (u32)lane->sent) return;
   meter->by_tcp = lane->by_tcp;
   meter->behind = 1;
-  if (++lane->overruns > OVERRUNS) bar(meter);
 }
 
 int message(struct sk_msg_md *m) {
@@ -130,7 +129,10 @@ int message(struct sk_msg_md *m) {
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || meter->native) goto native;
   if (lane->state == LANE_NATIVE && !opens(own, lane, meter)) return SK_PASS;
-  if (!affords(lane, meter, size)) goto native;
+  if (!affords(lane, meter, size)) {
+    if (++lane->overruns > OVERRUNS) bar(meter);
+    goto native;
+  }
   if (accelerated.msg_redirect_hash(m, &peer, BPF_F_INGRESS) != SK_PASS) goto native; /* not yet, or not any more */
   lane->charged += size + OVERHEAD;
   lane->sent += size;
@@ -198,7 +200,10 @@ int setsockopt(struct bpf_sockopt *ctx) {
   u64 pointer = (u64)sk;
   struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
   struct meter *meter = consumed.lookup(&pointer);
-  if (lane && lane->state == LANE_OPEN) lane->state = LANE_NATIVE;
+  if (lane && lane->state == LANE_OPEN) {
+    fall_behind(lane);
+    lane->state = LANE_NATIVE;
+  }
   if (meter) bar(meter);
   return 1;
 }
