@@ -18,6 +18,8 @@
     leak.py            `gossamer bench leak`: what is held after many connections, changes of policy and renewals
     crowd.py           a full node's pods and policies as objects (pure)
     policy.py          `gossamer bench policy`: how long until a change is in force there, and what it costs
+    memory.py          `gossamer bench memory`: idle connections, and readers who never read
+    revocation.py      `gossamer bench revocation`: how soon a policy ends what it permits no longer
     conduct.py         a measurement as a command: progress, Ctrl-C, sheets
 
 All columns have the same shape: client pod – node – fabric – node – server pod, over the same kind of veth, routed the

@@ -8,6 +8,8 @@
  *   load hold     --host H --port P --connections N              prints {"ready": N}, holds them until stdin ends
  *   load stuff    --host H --port P --connections N --size B     writes to who never reads until nothing more is taken;
  *                                                                prints {"ready": N, "messages", "bytes"}, holds it so
+ *   load watch    --host H --port P --connections N [--size B]   prints {"ready": N}; every second one is busy; prints when
+ *                                                                the last idle and the last busy one were ended, and how
  *
  * Every socket is non-blocking and waited for by epoll, as busy servers and clients do it. `--blocking yes`, of the server
  * and of echo, stream and connects: sockets that block, and a thread for each connection.
@@ -29,6 +31,7 @@
 #include "load_hold.h"
 #include "load_server.h"
 #include "load_stream.h"
+#include "load_watch.h"
 
 static double number(const char *option, const char *text, double low, double high) {
   char *end;
@@ -38,7 +41,7 @@ static double number(const char *option, const char *text, double low, double hi
 }
 
 static void parse(int count, char **words) {
-  if (count < 2) die(USAGE, "say what to do: server, echo, stream, connects, hold or stuff");
+  if (count < 2) die(USAGE, "say what to do: server, echo, stream, connects, hold, stuff or watch");
   want.command = words[1];
   for (int i = 2; i < count; i += 2) {
     const char *option = words[i], *value = words[i + 1];
@@ -64,12 +67,14 @@ int main(int count, char **words) {
   if (!strcmp(want.command, "server")) return run_server(), 0;
   resolve();
   signal(SIGALRM, too_slow);
-  if (strcmp(want.command, "hold") && strcmp(want.command, "stuff")) alarm((unsigned)(want.seconds * 1.2) + GRACE_S);
+  bool ends = !strcmp(want.command, "echo") || !strcmp(want.command, "stream") || !strcmp(want.command, "connects");
+  if (ends) alarm((unsigned)(want.seconds * 1.2) + GRACE_S);
   if (!strcmp(want.command, "echo")) want.blocking ? run_blocking_echo() : run_echo();
   else if (!strcmp(want.command, "stream")) want.blocking ? run_blocking_stream() : run_stream();
   else if (!strcmp(want.command, "connects")) want.blocking ? run_blocking_connects() : run_connects();
   else if (!strcmp(want.command, "hold")) run_hold();
   else if (!strcmp(want.command, "stuff")) run_stuff();
+  else if (!strcmp(want.command, "watch")) run_watch();
   else die(USAGE, "unknown command %s", want.command);
   return 0;
 }

@@ -101,24 +101,47 @@ class Answer:
 
 class Held:
     """Connections that are open, one message behind each, while the block runs; verified once more at its end. Broken
-    if they cannot be opened."""
+    if they cannot be opened. Other commands of load.c that print a line when they are `ready` hold theirs in their way;
+    `answer` is that line."""
 
-    def __init__(self, program: Path, seat: Seat, host: str, port: int, connections: int) -> None:
-        self._argv = [str(program), *words("hold", host=host, port=port, connections=connections)]
+    def __init__(
+        self,
+        program: Path,
+        seat: Seat,
+        host: str,
+        port: int,
+        connections: int,
+        *,
+        command: str = "hold",
+        **options: float,
+    ) -> None:
+        self.answer: dict[str, Any] = {}
+        self._argv = [str(program), *words(command, host=host, port=port, connections=connections, **options)]
         self._seat = seat
 
     def __enter__(self) -> Held:
         self._process = self._seat.start(self._argv)
-        ready, _, _ = select.select([self._process.stdout], [], [], _HELD_S)
-        if ready and self._process.stdout and self._process.stdout.readline().startswith('{"ready"'):
+        line = self._line(_HELD_S)
+        if line is not None and line.startswith('{"ready"'):
+            self.answer = json.loads(line)
             return self
-        if not ready:
+        if line is None:
             self._process.kill()
         complaint = self._process.communicate(timeout=5)[1].strip() or f"not all are open after {_HELD_S:g} s"
-        broken = not ready or self._process.returncode == _BROKEN
+        broken = line is None or self._process.returncode == _BROKEN
         raise (Broken if broken else BenchError)(f"cannot hold connections: {complaint}")
 
+    def told(self) -> dict[str, Any]:
+        """What the program says next, of its own accord."""
+        line = self._line(_SLACK_S)
+        if not line:
+            raise BenchError(f"nothing was heard for {_SLACK_S:g} s [{' '.join(self._argv[1:])}]")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
     def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is not None:
+            self._process.kill()
         try:
             _, complaint = self._process.communicate(timeout=_SLACK_S)
         except subprocess.TimeoutExpired:
@@ -127,6 +150,12 @@ class Held:
             complaint = f"stuck for {_SLACK_S:g} s"
         if self._process.returncode != 0 and kind is None:
             raise BenchError(f"held connections: {complaint.strip()}")
+
+    def _line(self, seconds: float) -> str | None:
+        """None: there is none in time."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        return self._process.stdout.readline() if ready else None
 
 
 def words(command: str, **options: str | float) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ def read_memory(groups: Iterable[Path]) -> Memory:
             pss += int(fields["Pss"])
             rss += int(fields["Rss"])
     return Memory(pss=pss / 1024, rss=rss / 1024)
+
+
+def queued_memory() -> int:
+    """Bytes of the whole machine that hold what TCP sockets have queued: as TCP accounts it, and the descriptors of
+    messages from socket to socket, which it does not (a KiB of slab each)."""
+    pages = re.search(r"^TCP: .* mem (\d+)$", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
+    slabs = re.findall(r"^kmalloc-(?:rnd-\d+-)?1k +(\d+)", Path("/proc/slabinfo").read_text(), re.MULTILINE)
+    assert pages is not None
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") + 1024 * sum(map(int, slabs))
+
+
+def slab_memory() -> int:
+    """Bytes of the kernel's own objects, sockets and what is kept about them among these; no caches of files."""
+    return 1024 * int(_fields(Path("/proc/meminfo").read_text().replace(":", ""))["SUnreclaim"])
 
 
 def map_bytes(folder: Path) -> dict[str, int]:

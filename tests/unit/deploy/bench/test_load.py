@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,33 @@ def test_stuff_fills_a_reader_that_never_reads(program: Path, port: int, size: i
         assert writer.poll() is None
         writer.stdin.close()
         assert writer.wait(timeout=30) == 0
+
+
+def test_watched_connections_say_when_and_how_they_were_ended(program: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
+        argv = [program, *words("watch", port=number, connections=4)]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watch:
+            assert watch.stdout is not None
+            served = []
+            for _ in range(4):
+                client, _ = listener.accept()
+                client.sendall(_read(client, 100))
+                served.append(client)
+            assert json.loads(watch.stdout.readline()) == {"ready": 4}
+            for busy in (served[1], served[3]):
+                busy.sendall(_read(busy, 100))
+                assert len(_read(busy, 100)) == 100
+            before = time.monotonic_ns()
+            served[0].close()  # in order
+            for other in served[1:]:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                other.close()
+            said = json.loads(watch.stdout.readline())
+            assert watch.wait(timeout=30) == 0
+    assert (said["idle"]["connections"], said["idle"]["errors"]) == (2, 1)
+    assert (said["busy"]["connections"], said["busy"]["errors"]) == (2, 2)
+    assert all(before < said[half]["last_ns"] < time.monotonic_ns() for half in said)
 
 
 def _read(client: socket.socket, size: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,23 @@ def test_memory_is_of_the_processes_in_the_groups(tmp_path: Path) -> None:
 def test_since() -> None:
     start, end = Cpu(proxies=1, total=2, machine=3), Cpu(proxies=2, total=4, machine=6)
     assert end.since(start) == Cpu(proxies=1, total=2, machine=pytest.approx(3))
+
+
+def test_what_sockets_queue_is_seen() -> None:
+    """8 MB that nobody reads; what else happens on the machine meanwhile moves less."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(16)]
+        before = usage.queued_memory()
+        for client, _ in pairs:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client.send(bytes(65536))
+        assert usage.queued_memory() - before > 4 << 20
+        for pair in pairs:
+            for end in pair:
+                end.close()
+
+
+def test_the_kernels_own_objects() -> None:
+    assert 1 << 20 < usage.slab_memory() < 1 << 36
