@@ -1,7 +1,8 @@
 """Type information. Format: https://docs.kernel.org/bpf/btf.html
 
 To the kernel: the smallest that lets a socket storage map exist, an int key and a struct of the value's size; it is
-refused without, so that dumps can be typed. From the kernel: where its struct tcp_sock has the sequence numbers.
+refused without, so that dumps can be typed. From the kernel: where its struct tcp_sock has the sequence numbers, and
+what tells that data is to leave with the SYN.
 """
 
 from __future__ import annotations
@@ -57,9 +58,29 @@ def sequence_offsets(members: tuple[str, ...]) -> dict[str, int] | None:
     return {member: found[member] for member in members} if found.keys() >= set(members) else None
 
 
+@functools.cache
+def fast_open() -> tuple[int, int] | None:
+    """Of struct tcp_sock: bytes to `fastopen_req`, bits to `fastopen_connect`; None: the kernel does not tell."""
+    try:
+        found = member_bits(KERNEL.read_bytes(), "tcp_sock")
+        return found["fastopen_req"] // 8, found["fastopen_connect"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def member_offsets(blob: bytes, name: str) -> dict[str, int]:
     """Named members of the first struct of this name: byte offsets. Empty if there is none; ValueError if it is no BTF.
     Bit fields are left out."""
+    return {member: bits // 8 for member, bits, width in _struct(blob, name) if not width}
+
+
+def member_bits(blob: bytes, name: str) -> dict[str, int]:
+    """The same in bits, with the bit fields."""
+    return {member: bits for member, bits, _ in _struct(blob, name)}
+
+
+def _struct(blob: bytes, name: str) -> list[tuple[str, int, int]]:
+    """(member, offset in bits, width of a bit field or 0)"""
     try:
         magic, _, _, start, types, types_length, names, names_length = _HEADER.unpack_from(blob)
         if magic != _MAGIC:
@@ -77,13 +98,14 @@ def member_offsets(blob: bytes, name: str) -> dict[str, int]:
             at += 12 + _FIXED.get(kind, 0) + members * _PER_MEMBER.get(kind, 0)
     except struct.error as error:
         raise ValueError(f"the BTF is cut off: {error}") from error
-    return {}
+    return []
 
 
-def _members(data: bytes, strings: bytes, *, sized: bool) -> dict[str, int]:
+def _members(data: bytes, strings: bytes, *, sized: bool) -> list[tuple[str, int, int]]:
     """`sized`: the upper byte of an offset is the size of a bit field."""
-    found = {}
+    found = []
     for label, _, bits in struct.iter_unpack("=III", data):
-        if label and not (sized and bits >> 24):
-            found[strings[label : strings.index(b"\0", label)].decode()] = (bits & 0xFFFFFF if sized else bits) // 8
+        if label:
+            member = strings[label : strings.index(b"\0", label)].decode()
+            found.append((member, bits & 0xFFFFFF, bits >> 24) if sized else (member, bits, 0))
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bpf import btf, syscall
 from bpf.artifact import LICENSE, Artifact, MapDefinition, patched, resolved
-from bpf.programs import LAYOUT_MARKER, NETNS_MARKER, SEQUENCE_MARKERS, hook
+from bpf.programs import FAST_OPEN_MARKERS, LAYOUT_MARKER, NETNS_MARKER, SEQUENCE_MARKERS, hook
 
 
 def new_map(definition: MapDefinition) -> int:
@@ -36,6 +36,7 @@ def new_program(artifact: Artifact, name: str, maps: Mapping[str, int], netns: i
     program = next(p for p in artifact.programs if p.name == name)
     offsets = btf.sequence_offsets(tuple(SEQUENCE_MARKERS)) or {}
     constants = {marker: offsets.get(member, 0) for member, marker in SEQUENCE_MARKERS.items()}
+    constants |= dict(zip(FAST_OPEN_MARKERS, btf.fast_open() or (0, 0), strict=True))
     constants |= {LAYOUT_MARKER: artifact.layout_id, NETNS_MARKER: netns}
     code = resolved(program, maps)
     where = hook(name)

@@ -57,6 +57,7 @@ SEQUENCE_MARKERS = {  # sequence.c; by member of struct tcp_sock
     "rcv_nxt": 0x5263764E65787421,
     "snd_una": 0x536E64556E61636B,
 }
+FAST_OPEN_MARKERS = (0x4673744F704E5271, 0x4673744F704E4362)  # fastopen.c: request, bit
 
 
 def hook(name: str) -> Hook:

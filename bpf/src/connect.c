@@ -114,7 +114,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   MOVE6(prefix.ip, to->local);
   if (bypass.lookup(&prefix)) return PASS;
   struct judgement found = {};
-  if (judge(to->netns, to, &found)) return go_direct(ctx, to, &found);
+  if (judge(to->netns, to, &found) && !opens_fast(ctx)) return go_direct(ctx, to, &found);
   return capture(ctx, to);
 }
 

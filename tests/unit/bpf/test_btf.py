@@ -45,6 +45,17 @@ def test_bit_fields_are_left_out() -> None:
     assert btf.member_offsets(blob(with_bits), "tcp_sock") == {"write_seq": 4}
 
 
+def test_bits_have_the_bit_fields_too() -> None:
+    with_bits = kind("tcp_sock", 4, ("flag", 3 << 24 | 5), ("write_seq", 32), flag=1)
+    assert btf.member_bits(blob(with_bits), "tcp_sock") == {"flag": 5, "write_seq": 32}
+
+
+def test_the_running_kernel_tells_of_fast_open() -> None:
+    found = btf.fast_open()
+    assert found is not None
+    assert found[0] and found[0] % 8 == 0 and found[1]
+
+
 def test_what_is_no_btf_is_an_error() -> None:
     for data in (b"", b"short", blob(INT, magic=0x9FEB), blob(INT + TCP_SOCK[:14])[: 24 + 16 + 8]):
         with pytest.raises(ValueError, match="BTF"):
