@@ -60,7 +60,8 @@ class Setting:
 class Lane:
     """A prepared column. `proxies` are cgroups; `everything` those and the load's own. `crosses` is the port of the
     server pod that bytes between the pods must go to; `prove` adds what the proxies themselves say (and may raise).
-    `neighbours` are further pairs behind the same proxies, for more connections than one pod may have."""
+    `neighbours` are further pairs behind the same proxies, for more connections than one pod may have. `refusals`: what
+    the proxies say, in words, when there are not so many as there should be."""
 
     pair: Pair
     dial: Endpoint
@@ -68,6 +69,7 @@ class Lane:
     proxies: tuple[Path, ...] = ()
     prove: Callable[[], dict[str, str]] = dict
     neighbours: tuple[Caller, ...] = ()
+    refusals: Callable[[], str] = str
 
     @property
     def callers(self) -> tuple[Caller, ...]:
@@ -140,7 +142,13 @@ def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int
         stack.enter_context(load.serving(setting.program, pair.server, APP_PORT))
         neighbours.append(Caller(seat=pair.client, dial=Endpoint(host=pair.server.address, port=APP_PORT)))
     return Lane(
-        pair=mesh.ambient, dial=dial, crosses=crosses, proxies=mesh.agents, prove=prove, neighbours=tuple(neighbours)
+        pair=mesh.ambient,
+        dial=dial,
+        crosses=crosses,
+        proxies=mesh.agents,
+        prove=prove,
+        neighbours=tuple(neighbours),
+        refusals=mesh.refusals,
     )
 
 

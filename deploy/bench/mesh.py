@@ -9,7 +9,9 @@ they are for Envoy.
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,10 +25,13 @@ from deploy.bench.ground import Ground, Pair, Pod
 from deploy.bench.seat import Seat
 from deploy.lab import agents, fabric
 from deploy.lab.fabric import Machine
+from deploy.lab.launch import in_netns
 from deploy.lab.layout import NETNS
 from ztunnel.config import Config
 
 APP_PORT = 7000
+_METRICS_PORT = 15020
+_REFUSED = re.compile(r'gossamer_(?:kernel_)?refused_total\{reason="(\w+)"\} (\S+)$')
 _DEADLINE_S = 90.0  # the first start on a machine compiles the programs of the kernel side
 _LABELS: Mapping[str, dict[str, str]] = {"plain": {}, "ambient": {"istio.io/dataplane-mode": "ambient"}}
 
@@ -49,6 +54,20 @@ class Mesh:
         """What the client node's agent says of its live connections."""
         answer = agents.ask_socket(agents.admin_socket(self.ground.layout, self.ground.nodes[0].name), "/connections")
         return list((answer or {}).get("connections", ()))
+
+    def refusals(self) -> str:
+        """Why the agents have turned connections away so far, and how many; in words."""
+        found = [f"{node.name}: {text}" for node in self.ground.nodes if (text := _refusals(node))]
+        return "refusals so far by the agents: " + ("; ".join(found) or "none")
+
+
+def _refusals(node: Machine) -> str:
+    metrics = http.client.HTTPConnection(node.address4, _METRICS_PORT, timeout=10)
+    in_netns(NETNS / node.netns, metrics.connect)
+    metrics.request("GET", "/metrics")
+    lines = metrics.getresponse().read().decode().splitlines()
+    counted = [_REFUSED.match(line) for line in lines]
+    return ", ".join(f"{int(float(one[2]))} {one[1]}" for one in counted if one and float(one[2]))
 
 
 def bring_up(

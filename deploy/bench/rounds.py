@@ -145,7 +145,7 @@ def once(program: Path, lane: Lane, figure: Figure, plan: Plan) -> dict[str, flo
 
 
 def holding(program: Path, lane: Lane, connections: int) -> Memory | str:
-    """Memory of the proxies with so many connections open, spread over the lane's callers; or why they were refused."""
+    """Memory of the proxies with so many connections open; or why they were refused."""
     try:
         with held_open(program, lane, connections):
             return usage.read_memory(lane.proxies)
@@ -155,12 +155,17 @@ def holding(program: Path, lane: Lane, connections: int) -> Memory | str:
 
 @contextmanager
 def held_open(program: Path, lane: Lane, connections: int) -> Iterator[None]:
-    """Meanwhile so many connections are open, evenly from all callers that it takes. load.Broken if they are not."""
+    """Meanwhile so many connections are open, evenly from all callers that it takes. load.Broken if they are not, with
+    what the proxies say."""
     callers = lane.callers[: max(1, -(-connections // _HELD_BY_A_POD))]
     with ExitStack() as stack:
         for index, caller in enumerate(callers):
             share = connections * (index + 1) // len(callers) - connections * index // len(callers)
-            stack.enter_context(load.Held(program, caller.seat, caller.dial.host, caller.dial.port, share))
+            held = load.Held(program, caller.seat, caller.dial.host, caller.dial.port, share)
+            try:
+                stack.enter_context(held)
+            except load.Broken as error:
+                raise load.Broken("; ".join(filter(None, (str(error), lane.refusals())))) from error
         yield
 
 

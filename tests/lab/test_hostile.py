@@ -44,7 +44,7 @@ from tests.lab.frames import (
     raw,
 )
 from tests.lab.objects import pod
-from tests.lab.offender import PREFACE, TUNNEL_PORT, Agent, Place, credentials, in_pod, push, trusting
+from tests.lab.offender import PREFACE, TUNNEL_PORT, Agent, Place, anonymous, credentials, in_pod, push, trusting
 from tests.lab.talk import SERVER, Talk, ip, reaches, talk, until
 from tests.lab.test_faults import HOSE
 from tests.lab.test_mesh import CLUSTER as MESH
@@ -469,6 +469,61 @@ def test_zero_windows_hold_no_more_than_the_buffers_of_their_streams(
     assert max(watch.waits) < LONGEST_S
     assert watch.memory < streams * peers * (512 << 10), "more than 512 KiB for each stream"
     until(lambda: not agent.connections("hose"))
+
+
+# Before the handshake is done
+
+
+def by_strangers(place: Place, address: str) -> None:
+    """The costliest that a stranger can have: the agent signs, then learns that there is no certificate."""
+    with place.tls(address, anonymous()) as sock:
+        sock.settimeout(2)
+        while sock.recv(1 << 16):
+            pass
+
+
+def half(place: Place, address: str) -> None:
+    """A ClientHello that is answered, and then nothing of ours any more."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        anonymous().wrap_bio(incoming, outgoing).do_handshake()
+    with place.dial(address, TUNNEL_PORT) as sock:
+        sock.settimeout(2)
+        sock.sendall(outgoing.read())
+        sock.recv(1 << 16)
+
+
+def none_at_all(place: Place, address: str) -> None:
+    place.dial(address, TUNNEL_PORT).close()
+
+
+@pytest.mark.parametrize("handshake", [by_strangers, half, none_at_all], ids=lambda handshake: handshake.__name__)
+def test_a_storm_of_handshakes_costs_the_others_nothing_but_a_moment(
+    lab: Lab, agent: Agent, handshake: Callable[[Place, str], None]
+) -> None:
+    address, places = ip(lab, "server"), [in_pod(lab, f"stranger{number}", "plain") for number in range(4)]
+    before = sum(agent.refused().values())
+
+    def attack(place: Place, until_then: float, watch: Watch) -> None:
+        while time.monotonic() < until_then:
+            with suppress(OSError):
+                handshake(place, address)
+            watch.rounds += 1
+
+    with watched(lab, agent) as watch:
+        end = time.monotonic() + INSISTS_S
+        threads = [threading.Thread(target=attack, args=(place, end, watch)) for place in places]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < end:
+            assert reaches(lab, "neighbour"), "members are let in meanwhile"
+        for thread in threads:
+            thread.join(60)
+    print(watch.line(f"handshakes, {handshake.__name__}"))
+    assert watch.rounds >= len(places)
+    assert max(watch.waits) < LONGEST_S
+    assert watch.memory < 64 << 20
+    assert sum(agent.refused().values()) > before
 
 
 # Slowness and silence
