@@ -24,6 +24,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "bpf": "programs, links and maps in the kernel",
     },
     "deploy.bench": {"bench": "measure, side by side with no mesh and with Envoy"},
+    "deploy.soak": {"soak": "connections of every kind, byte for byte, while policies flap and agents die"},
 }
 # Long-running programs, which parse their own arguments.
 _PROGRAMS = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from deploy.lab.cluster import Lab
-from tests.lab import peer
+from deploy.soak import peer
 from tests.lab.objects import namespace, node, pod
 from tests.lab.talk import ask, until
 from tests.lab.test_direct import ON, POLICY

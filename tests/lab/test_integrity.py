@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deploy.lab.cluster import Lab
-from tests.lab import peer
+from deploy.soak import peer
 from tests.lab.objects import PORT, namespace, node, pod
 
 PROGRAM = Path(peer.__file__).read_text()

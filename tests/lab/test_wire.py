@@ -19,7 +19,7 @@ from deploy.lab import agents
 from deploy.lab.cluster import Lab
 from deploy.lab.manifest import Key
 from deploy.lab.wire import TUNNEL_PORT, Wire, capture
-from tests.lab import peer
+from deploy.soak import peer
 from tests.lab.objects import PORT, namespace, node, pod, service
 
 PROGRAM = Path(peer.__file__).read_text()

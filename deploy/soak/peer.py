@@ -182,7 +182,7 @@ def answer(sock: socket.socket, client: str, own: str) -> None:
 
 def talk_to(spec: dict[str, Any]) -> None:
     """One connection: `mode`, `seed`, `to`, `port`, `up`, `down`; `finish`: half-close after `up` (default); `pause`:
-    read slowly; `hold`: read nothing before a line arrives on stdin."""
+    read slowly; `hold`: read nothing before a line arrives on stdin; `reset`: end with a RST once `up` is sent."""
     mode, seed, up, down = spec["mode"].encode(), spec["seed"], spec.get("up", 0), spec.get("down", 0)
     try:
         sock = socket.create_connection((spec["to"], spec["port"]), timeout=DEADLINE)
@@ -199,7 +199,11 @@ def talk_to(spec: dict[str, Any]) -> None:
             talk.receive(down, pause=spec.get("pause", 0.0), more=SUMMARY.pack(True, up) if mode == EXCHANGE else b"")
 
         talk.put(HEADER.pack(mode, seed, up, down))
-        together(lambda: talk.send(up, finish=spec.get("finish", True)), receive)
+        if spec.get("reset"):
+            talk.send(up, finish=False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            together(lambda: talk.send(up, finish=spec.get("finish", True)), receive)
         say(talk.line("ended"))
 
 
