@@ -97,7 +97,7 @@ def _kind(parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, toget
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     if together:
-        add("--acceleration", choices=("on", "off"), default="off", help="--direct-acceleration of the agent (off)")
+        add("--acceleration", choices=("on", "off"), help="--direct-acceleration of the agent (its own default)")
     parser.set_defaults(run=run, together=together)
 
 
@@ -136,7 +136,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.callers,
         arguments.steady or extent.steady,
     )
-    direct = ("--direct", "on", "--direct-acceleration", arguments.acceleration) if arguments.together else ()
+    direct = ("--direct", "on") if arguments.together else ()
+    if arguments.together and arguments.acceleration is not None:
+        direct = (*direct, "--direct-acceleration", arguments.acceleration)
     return Plan(
         columns=arguments.columns,
         figures=tuple(found),

@@ -116,7 +116,7 @@ def test_direct_is_on_one_node_with_columns_of_its_own() -> None:
     found = plan_of(parser.parse_args(["bench", "direct", "--quick"]))
     assert [column.name for column in found.columns] == ["none", "unenrolled", "direct", "envoy-tcp"]
     assert (found.kind, found.together) == ("direct", True)
-    assert found.agent == ("--direct", "on", "--direct-acceleration", "off")
+    assert found.agent == ("--direct", "on")
     assert (plan("--quick").kind, plan("--quick").together, plan("--quick").agent) == ("tunnel", False, ())
 
 
@@ -127,3 +127,12 @@ def test_threads_that_our_agent_does_not_have_are_refused(kind: str, monkeypatch
     register(parser.add_subparsers(required=True))
     with pytest.raises(BenchError, match="one thread"):
         plan_of(parser.parse_args(["bench", kind, "--threads", "2"]))
+
+
+@pytest.mark.parametrize(("words", "more"), [((), ()), (("--acceleration", "on"), ("--direct-acceleration", "on"))])
+def test_the_agents_own_default_of_acceleration_is_what_is_measured(
+    words: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    assert plan_of(parser.parse_args(["bench", "direct", *words])).agent == ("--direct", "on", *more)
