@@ -268,6 +268,16 @@ class Policy:
 Resource = Workload | Service | Policy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialled:
+    """What an application dialled. Of a Service, the kernel side may have drawn an endpoint: `drawn`, or `elsewhere`,
+    none of those that it draws from itself (mesh.balance)."""
+
+    destination: SocketAddress
+    drawn: SocketAddress | None = None
+    elsewhere: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """What an application asked for: the owner of the netns it lives in, and the address it dialled."""

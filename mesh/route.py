@@ -7,7 +7,7 @@ Enrolled destinations are reached through the tunnel, on the same node too; othe
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -79,16 +79,25 @@ class Refuse:
 
 
 Route = Tunnel | Plain | Refuse
+Candidate = tuple[Workload, int]  # an endpoint and the port of it that a Service's leads to
 
 
-def pick(snapshot: Snapshot, flow: Flow, rng: Rng) -> Route:
-    """Choose for one connection."""
+def pick(
+    snapshot: Snapshot,
+    flow: Flow,
+    rng: Rng,
+    *,
+    drawn: SocketAddress | None = None,
+    besides: Collection[SocketAddress] = (),
+) -> Route:
+    """Choose for one connection. If it is to a Service: its endpoint `drawn`, if it still is one; else one that is not
+    in `besides`, if there is one."""
     source, wanted = flow.source, flow.destination
     if wanted.port in ILLEGAL_PORTS and ipaddress.ip_address(wanted.ip).is_loopback:
         return Refuse(reason=Reason.ILLEGAL_PORT, detail=f"{wanted} is the agent's own")
     service = snapshot.service_at(wanted.ip, source.network, source.namespace)
     if service is not None:
-        return _to_service(snapshot, flow, service, rng)
+        return _to_service(snapshot, flow, service, rng, drawn, besides)
     workload = snapshot.workload_at(wanted.ip, source.network)
     if workload is None:
         return Plain(destination=wanted)
@@ -102,7 +111,14 @@ def _to_workload(workload: Workload, destination: SocketAddress, service: Servic
     return Plain(destination=destination, workload=workload, service=service)
 
 
-def _to_service(snapshot: Snapshot, flow: Flow, service: Service, rng: Rng) -> Route:
+def _to_service(
+    snapshot: Snapshot,
+    flow: Flow,
+    service: Service,
+    rng: Rng,
+    drawn: SocketAddress | None,
+    besides: Collection[SocketAddress],
+) -> Route:
     if service.load_balancing.mode is BalancingMode.PASSTHROUGH:
         return Plain(destination=flow.destination, service=service)
     port = flow.destination.port
@@ -110,13 +126,37 @@ def _to_service(snapshot: Snapshot, flow: Flow, service: Service, rng: Rng) -> R
         ports = ", ".join(str(p.service_port) for p in service.ports) or "none"
         detail = f"service {service.namespaced_hostname} has no port {port}; it has {ports}"
         return Refuse(reason=Reason.NO_SERVICE_PORT, detail=detail, service=service)
-    usable = [(w, p) for w in snapshot.endpoints(service) if w.addresses and (p := target_port(service, w, port))]
-    candidates = _preferred(service, flow.source, [(w, p) for w, p in usable if _healthy(service, w)])
-    if not candidates:
-        return Refuse(reason=Reason.NO_ENDPOINT, detail=_why_none(snapshot, service, port, usable), service=service)
-    workload, target = _weighted(candidates, rng)
-    ip = _choose_ip(workload, service, flow.destination.ip)
-    return _to_workload(workload, SocketAddress(ip, target), service)
+    found = candidates(snapshot, service, flow.source, port)
+    if not found:
+        return Refuse(reason=Reason.NO_ENDPOINT, detail=_why_none(snapshot, service, port), service=service)
+    if drawn is not None or besides:
+        at = [address_of(w, p, service, flow.destination.ip) for w, p in found]
+        rest = [c for c, address in zip(found, at, strict=True) if address not in besides]
+        found = [found[at.index(drawn)]] if drawn in at else rest or found
+    workload, target = _weighted(found, rng)
+    return _to_workload(workload, address_of(workload, target, service, flow.destination.ip), service)
+
+
+def candidates(snapshot: Snapshot, service: Service, source: Workload, port: int) -> list[Candidate]:
+    """Endpoints that a connection from the source to this port of the Service may go to: healthy, and where the
+    Service's locality preference wants them."""
+    found = [c for c in _usable(snapshot, service, port) if _healthy(service, c[0])]
+    return _preferred(service, source, found)
+
+
+def weights(found: Iterable[Candidate]) -> list[int]:
+    """The odds of each: its capacity; evenly where all capacities are 0."""
+    capacities = [w.capacity for w, _ in found]
+    return capacities if any(capacities) else [1] * len(capacities)
+
+
+def address_of(workload: Workload, target: int, service: Service, wanted: str) -> SocketAddress:
+    """Where a candidate is dialled by who dialled the Service at the address `wanted`."""
+    return SocketAddress(_choose_ip(workload, service, wanted), target)
+
+
+def _usable(snapshot: Snapshot, service: Service, port: int) -> list[Candidate]:
+    return [(w, p) for w in snapshot.endpoints(service) if w.addresses and (p := target_port(service, w, port))]
 
 
 def target_port(service: Service, workload: Workload, port: int) -> int:
@@ -132,8 +172,9 @@ def _healthy(service: Service, workload: Workload) -> bool:
     return workload.status is WorkloadStatus.HEALTHY or service.load_balancing.health_policy is HealthPolicy.ALLOW_ALL
 
 
-def _why_none(snapshot: Snapshot, service: Service, port: int, usable: list[tuple[Workload, int]]) -> str:
+def _why_none(snapshot: Snapshot, service: Service, port: int) -> str:
     name, total = service.namespaced_hostname, len(list(snapshot.endpoints(service)))
+    usable = _usable(snapshot, service, port)
     if not total:
         return f"service {name} selects no pods"
     if not usable:
@@ -143,7 +184,7 @@ def _why_none(snapshot: Snapshot, service: Service, port: int, usable: list[tupl
     return f"no endpoint of service {name} is where its traffic policy requires it to be"
 
 
-def _preferred(service: Service, source: Workload, found: list[tuple[Workload, int]]) -> list[tuple[Workload, int]]:
+def _preferred(service: Service, source: Workload, found: list[Candidate]) -> list[Candidate]:
     """Those that the service's locality preference leaves over."""
     balancing = service.load_balancing
     if balancing.mode not in (BalancingMode.STRICT, BalancingMode.FAILOVER) or not found:
@@ -185,13 +226,10 @@ def _same(scope: Scope, a: Workload, b: Workload) -> bool:
             return a.network == b.network
 
 
-def _weighted(candidates: list[tuple[Workload, int]], rng: Rng) -> tuple[Workload, int]:
-    """Random by capacity; evenly where all capacities are 0."""
-    weights = list(accumulate(w.capacity for w, _ in candidates))
-    if not weights[-1]:
-        return candidates[int(rng.random() * len(candidates))]
-    point = rng.random() * weights[-1]
-    return next(c for c, reached in zip(candidates, weights, strict=True) if point < reached)
+def _weighted(found: list[Candidate], rng: Rng) -> Candidate:
+    upto = list(accumulate(weights(found)))
+    point = rng.random() * upto[-1]
+    return next(c for c, reached in zip(found, upto, strict=True) if point < reached)
 
 
 _FAMILIES = {

@@ -8,7 +8,7 @@ thousand entries copy in well under a millisecond) and, of the inner ones, only 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -139,6 +139,10 @@ class Snapshot:
     def service_at(self, ip: str, network: str = "", namespace: str = "") -> Service | None:
         """The service with this VIP: one of the client's namespace, else a canonical one, else any."""
         return _best(self._by_vip.at((network, ip)).values(), namespace)
+
+    def services_at(self, ip: str, network: str = "") -> Collection[Service]:
+        """All services with this VIP."""
+        return self._by_vip.at((network, ip)).values()
 
     def service_named(self, hostname: str, namespace: str = "") -> Service | None:
         """The service with this hostname, with the same preference as `service_at`."""

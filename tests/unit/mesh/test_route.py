@@ -184,6 +184,39 @@ def test_unready_endpoints_serve_where_the_service_wants_them_to() -> None:
     assert set(chosen(everyone, pod("a", "10.0.0.2"), unready)) == {"a", "b"}
 
 
+A, B, C = (pod(name, f"10.0.0.{n}") for n, name in enumerate("abc", start=2))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "besides", "expected"),
+    [
+        (None, (), {"a", "b", "c"}),
+        ("10.0.0.3:8080", (), {"b"}),
+        ("10.0.0.3:8080", ("10.0.0.3:8080",), {"b"}),
+        ("10.0.0.3:80", (), {"a", "b", "c"}),  # none of its ports
+        ("10.0.0.9:8080", (), {"a", "b", "c"}),  # none of the endpoints, any more
+        (None, ("10.0.0.2:8080", "10.0.0.9:8080"), {"b", "c"}),
+        ("10.0.0.9:8080", ("10.0.0.2:8080",), {"b", "c"}),
+        (None, ("10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"), {"a", "b", "c"}),  # there are no others any more
+    ],
+)
+def test_what_was_drawn_already_is_honoured(drawn: str | None, besides: tuple[str, ...], expected: set[str]) -> None:
+    snapshot = Snapshot().apply(Delta(upserts=(CLIENT, WEB, A, B, C)))
+    rng, flow = random.Random(7), Flow(CLIENT, SocketAddress.parse("10.9.0.1:80"))
+    chosen = SocketAddress.parse(drawn) if drawn else None
+    others = frozenset(map(SocketAddress.parse, besides))
+    routes = [pick(snapshot, flow, rng, drawn=chosen, besides=others) for _ in range(100)]
+    assert {r.workload.name for r in routes if isinstance(r, Tunnel)} == expected
+
+
+def test_a_draw_is_about_services_only() -> None:
+    snapshot = Snapshot().apply(Delta(upserts=(CLIENT, A, B)))
+    flow = Flow(CLIENT, SocketAddress.parse("10.0.0.2:9000"))
+    route = pick(snapshot, flow, random.Random(1), drawn=SocketAddress.parse("10.0.0.3:9000"))
+    assert isinstance(route, Tunnel)
+    assert route.workload == A
+
+
 NEAR = pod("near", "10.0.0.2", node="n1", locality=Locality(region="r1", zone="z1", subzone="s1"))
 ZONE = pod("zone", "10.0.0.3", node="n2", locality=Locality(region="r1", zone="z1", subzone="s2"))
 REGION = pod("region", "10.0.0.4", node="n3", locality=Locality(region="r1", zone="z2", subzone="s1"))

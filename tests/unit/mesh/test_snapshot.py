@@ -96,6 +96,12 @@ def test_services_that_share_a_vip(client: str, expected: str) -> None:
     assert by_name is by_vip
 
 
+def test_all_services_of_a_vip() -> None:
+    found = holding(*(service("s", each, addresses=("10.9.0.1",)) for each in ("one", "two")))
+    assert {s.namespace for s in found.services_at("10.9.0.1")} == {"one", "two"}
+    assert not found.services_at("10.9.0.1", "another network")
+
+
 def test_a_service_forgets_the_address_it_lost() -> None:
     s = service("s", addresses=("10.9.0.1",))
     snapshot = holding(s).apply(Delta(upserts=(replace(s, addresses=("10.9.0.2",)),)))
