@@ -25,6 +25,7 @@ from bpf.layouts import (
     TARGET_OPEN,
     VERDICT,
     pack_ip,
+    unpack_asked,
     unpack_tuple,
 )
 from bpf.maps import Map
@@ -73,6 +74,7 @@ class DirectFlow:
     destination: str
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress  # what was dialled: the server, or a Service
     sent: int
     received: int
     generation: int
@@ -149,7 +151,9 @@ class DirectPath:
 
     def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
         destination, server, client = unpack_tuple(key)
-        holder, source, opened, sent, received, near, far, generation, state, _ = DIRECT.unpack(value)
+        holder, source, opened, sent, received, near, far, generation, state, _, service, service_port, _ = (
+            DIRECT.unpack(value)
+        )
         got_out, moved_out = self._read(far)
         got_in, moved_in = self._read(near)
         return DirectFlow(
@@ -158,6 +162,7 @@ class DirectPath:
             destination=names.get(destination, ""),
             client=client,
             server=server,
+            asked=unpack_asked(service, service_port, server),
             sent=max(sent, got_out),
             received=max(received, got_in),
             generation=generation,

@@ -30,13 +30,16 @@ from bpf.layouts import (
     pack_cidr,
     pack_ip,
     pack_tuple,
+    unpack_drawn,
     unpack_ip,
 )
 from bpf.maps import Map
 from bpf.promote import Promoter
 from bpf.registry import DEFINITION as REGISTRY
 from bpf.registry import PodSlot, Registry, free_slot
-from mesh.model import SocketAddress
+from bpf.services import Services
+from mesh.balance import Balance
+from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
 
 QUOTA = 16384  # connections that one pod may have open: captured, or to its own addresses
@@ -73,6 +76,7 @@ class Kernel:
         self._ring: Ring | None = None
         self._promoter: Promoter | None = None
         self._direct = DirectPath(maps)
+        self._services = Services(maps["services"])
         self._captured, self._announced = maps["captured"], maps["announced"]
 
     @classmethod
@@ -218,15 +222,16 @@ class Kernel:
 
     # Per connection: ztunnel's Steering
 
-    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> Dialled | None:
         """What was dialled, for a connection accepted by an outbound listener of the netns with this cookie; `local`
         and `peer` as the accepted socket reports them. Known until that socket closes. None: refuse, nobody recorded
         it."""
         found = self._captured.get(pack_tuple(cookie, local, peer))
         if found is None:
             return None
-        _, ip, port, _ = DESTINATION.unpack(found)
-        return SocketAddress(unpack_ip(ip), port)
+        _, ip, port, drawn = DESTINATION.unpack(found)
+        endpoint, elsewhere = unpack_drawn(drawn)
+        return Dialled(destination=SocketAddress(unpack_ip(ip), port), drawn=endpoint, elsewhere=elsewhere)
 
     def announce(self, socket_cookie: int, client: SocketAddress) -> None:
         """Before connect() of a last-hop socket (its SO_COOKIE): the application shall see `client` as its peer."""
@@ -254,6 +259,11 @@ class Kernel:
     def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int:
         """Under the current generation; entries of unknown instances are ignored. How many found no room."""
         return self._direct.put_verdicts(self.pods(), entries)
+
+    def set_services(self, services: Mapping[SocketAddress, Balance]) -> int:
+        """What connections to these addresses are spread over; every other address asks the agent. Endpoints that are
+        not enrolled count as elsewhere. How many Services found no room: those ask the agent too."""
+        return self._services.set(self.pods(), services)
 
     def flows(self) -> list[DirectFlow]:
         """The direct flows that are open, those of a former agent too, also where it had another layout."""

@@ -21,19 +21,25 @@ COOKIE = struct.Struct("=Q")
 INDEX = struct.Struct("=I")
 TUPLE = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, pad
 ENDPOINT = struct.Struct("=16sI")  # ip, port
-DESTINATION = struct.Struct("=Q16sII")  # holder, ip, port, pad
+DRAWN = struct.Struct("=16sHH")  # ip, port, what
+DESTINATION = struct.Struct("=Q16sI20s")  # holder, ip, port, drawn
 POD = struct.Struct("=II16s16s")  # slot, pad, source4, source6
 PLACE = struct.Struct("=Q16s")  # netns, ip
 PREFIX = struct.Struct("=I16s")  # bits, ip
 SETTINGS = struct.Struct(
     "=QQIIIIII"
 )  # agent, kubelet, agent level, kubelet level, quota, accelerate, generation, direct
-ASKED = struct.Struct("=Q16s16sHHI16s16sIHHII")  # key…, ip, source, port, kind, holds, generation, accelerate
+# key…, ip, source, port, kind, holds, generation, accelerate, drawn, pad
+ASKED = struct.Struct("=Q16s16sHHI16s16sIHHII20sI")
+BACKEND = struct.Struct("=QQ16sII")  # netns, upto, ip, port, pad
+SERVICE = struct.Struct("=QQQII2560sQ")  # version, total, here, count, pad, backends, end
 TARGET = struct.Struct("=QIHH")  # netns, generation, mode, accelerate
 PAIR = struct.Struct("=QQII")  # source, destination, port, pad
 VERDICT = struct.Struct("=II")  # generation, reason
-DIRECT = struct.Struct("=QQQQQQQIHH")  # holder, source, opened, sent, received, client, server, generation, state, …
-HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH")  # as EVENT, then source, id, opened, sent, received, generation, …
+# holder, source, opened, sent, received, client, server, generation, state, accelerate, asked, asked port, pad
+DIRECT = struct.Struct("=QQQQQQQIHH16sII")
+# as EVENT, then source, id, opened, sent, received, generation, what, accelerated, asked, asked port, pad
+HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH16sII")
 LANE = struct.Struct("=QQQQQQQIIIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, …
 METER = struct.Struct("=48sQQQIIIIII")  # flow, own, bytes, moved, first, receives, native, doubts, behind, by_tcp
 PROMOTION = struct.Struct("=48sII")  # flow, client, last
@@ -43,7 +49,8 @@ EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote
 STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
     "tuple": (TUPLE, ("netns", "local", "remote", "local_port", "remote_port", "pad")),
     "endpoint": (ENDPOINT, ("ip", "port")),
-    "destination": (DESTINATION, ("holder", "ip", "port", "pad")),
+    "drawn": (DRAWN, ("ip", "port", "what")),
+    "destination": (DESTINATION, ("holder", "ip", "port", "drawn")),
     "pod": (POD, ("slot", "pad", "source4", "source6")),
     "place": (PLACE, ("netns", "ip")),
     "prefix": (PREFIX, ("bits", "ip")),
@@ -74,6 +81,8 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
     "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
     "pair": (PAIR, ("source", "destination", "port", "pad")),
     "verdict": (VERDICT, ("generation", "reason")),
+    "backend": (BACKEND, ("netns", "upto", "ip", "port", "pad")),
+    "service": (SERVICE, ("version", "total", "here", "count", "pad", "backends", "end")),
     "direct": (
         DIRECT,
         (
@@ -87,6 +96,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "generation",
             "state",
             "accelerate",
+            "asked",
+            "asked_port",
+            "pad",
         ),
     ),
     "happening": (
@@ -106,6 +118,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "generation",
             "what",
             "accelerated",
+            "asked",
+            "asked_port",
+            "pad",
         ),
     ),
     "event": (EVENT, ("netns", "local", "remote", "local_port", "remote_port", "reason")),
@@ -116,6 +131,8 @@ OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6 = range(KINDS)
 MAX_PODS = 1024
 ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS = 1, 2, 4
 TARGET_OPEN, TARGET_LISTED = 1, 2
+BACKENDS = 64  # endpoints of a Service on this node that are drawn by the kernel side
+DRAWN_ENDPOINT, DRAWN_ELSEWHERE = 1, 2
 DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
 HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH, HAPPENED_READY, HAPPENED_DRAINED = 1, 2, 3, 4, 5
 HAPPENED_BARRED = 6
@@ -163,6 +180,17 @@ def unpack_tuple(data: bytes) -> tuple[int, SocketAddress, SocketAddress]:
     return cookie, SocketAddress(unpack_ip(local), local_port), SocketAddress(unpack_ip(remote), remote_port)
 
 
+def unpack_drawn(data: bytes) -> tuple[SocketAddress | None, bool]:
+    """The endpoint that was drawn, if one was; whether the draw fell to none of the backends."""
+    ip, port, what = DRAWN.unpack(data)
+    return SocketAddress(unpack_ip(ip), port) if what == DRAWN_ENDPOINT else None, what == DRAWN_ELSEWHERE
+
+
+def unpack_asked(ip: bytes, port: int, server: SocketAddress) -> SocketAddress:
+    """What a direct flow's source dialled: a Service, unless the port is 0, or the server itself."""
+    return SocketAddress(unpack_ip(ip), port) if port else server
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A connection that the kernel side refused. In the connect hook `remote` is not known yet: [::]:0."""
@@ -182,6 +210,7 @@ class DirectOpened(NamedTuple):
     destination: int
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress  # what was dialled: the server, or a Service
     generation: int
     opened_ns: int
 
@@ -194,6 +223,7 @@ class DirectClosed(NamedTuple):
     destination: int
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress
     generation: int
     opened_ns: int
     sent: int  # bytes, source to destination
@@ -210,6 +240,7 @@ class Mismatch(NamedTuple):
     destination: int
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress
 
 
 class DirectReady(NamedTuple):
@@ -220,6 +251,7 @@ class DirectReady(NamedTuple):
     destination: int
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress
 
 
 class DirectBarred(NamedTuple):
@@ -231,6 +263,7 @@ class DirectBarred(NamedTuple):
     destination: int
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress
 
 
 class DirectDrained(NamedTuple):
@@ -258,20 +291,31 @@ def unpack_event(data: bytes | mmap, offset: int, size: int) -> Event | Happenin
 def _happening(data: bytes | mmap, offset: int) -> Happening:
     fields = HAPPENING.unpack_from(data, offset)
     destination, local, remote, local_port, remote_port, _, source, id, opened, sent, received, generation = fields[:12]
-    what, accelerated = fields[12:]
+    what, accelerated, service, service_port, _ = fields[12:]
     client, server = SocketAddress(unpack_ip(remote), remote_port), SocketAddress(unpack_ip(local), local_port)
+    asked = unpack_asked(service, service_port, server)
     if what == HAPPENED_MISMATCH:
-        return Mismatch(id, source, destination, client, server)
+        return Mismatch(id, source, destination, client, server, asked)
     if what == HAPPENED_READY:
-        return DirectReady(id, source, destination, client, server)
+        return DirectReady(id, source, destination, client, server, asked)
     if what == HAPPENED_BARRED:
-        return DirectBarred(id, source, destination, client, server)
+        return DirectBarred(id, source, destination, client, server, asked)
     if what == HAPPENED_DRAINED:
         return DirectDrained(id, source, destination, client, server, bool(accelerated), sent, received)
     if what == HAPPENED_OPENED:
-        return DirectOpened(id, source, destination, client, server, generation, opened)
+        return DirectOpened(id, source, destination, client, server, asked, generation, opened)
     return DirectClosed(
-        id, source, destination, client, server, generation, opened, sent, received, accelerated=bool(accelerated)
+        id,
+        source,
+        destination,
+        client,
+        server,
+        asked,
+        generation,
+        opened,
+        sent,
+        received,
+        accelerated=bool(accelerated),
     )
 
 

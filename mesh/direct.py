@@ -14,6 +14,8 @@ from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
 
+from mesh import balance
+from mesh.balance import Balances
 from mesh.callers import by_principal, callers
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, TunnelProtocol, Workload
 from mesh.policy import Arrival, decide
@@ -75,6 +77,7 @@ class Plan:
     entries: dict[Key, VerdictEntry] = field(default_factory=dict)  # grows as pods ask
     basis: Mapping[str, Basis] = field(default_factory=dict)
     ahead: frozenset[Key] = frozenset()  # answered; those without an entry were refused
+    services: Balances = field(default_factory=Balances)  # of which targets are endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,7 @@ class Change:
 
     revoking: bool
     targets: bool
+    services: bool
     entries: tuple[VerdictEntry, ...]
 
 
@@ -117,7 +121,10 @@ def plan(snapshot: Snapshot, pods: Mapping[str, Workload], *, before: Plan | Non
             ahead.add(key)
             if permitted(snapshot, sources[key.source], workload, key.port):
                 entries[key] = VerdictEntry(source=key.source, destination=key.destination, port=key.port)
-    return Plan(sources=sources, targets=targets, entries=entries, basis=basis, ahead=frozenset(ahead))
+    services = balance.plan(snapshot, sources, targets.keys(), before=before.services if before is not None else None)
+    return Plan(
+        sources=sources, targets=targets, entries=entries, basis=basis, ahead=frozenset(ahead), services=services
+    )
 
 
 def ask(snapshot: Snapshot, made: Plan, key: Key) -> VerdictEntry | None:
@@ -135,7 +142,7 @@ def ask(snapshot: Snapshot, made: Plan, key: Key) -> VerdictEntry | None:
 def change(before: Plan | None, after: Plan) -> Change:
     """How to get from one to the other. Before None: nobody knows what the kernel was told."""
     if before is None:
-        return Change(revoking=True, targets=True, entries=tuple(after.entries.values()))
+        return Change(revoking=True, targets=True, services=True, entries=tuple(after.entries.values()))
     revoking = (
         any(not _as_open(after.targets.get(i), target) for i, target in before.targets.items())
         or any(before.basis[i][0].addresses != w.addresses for i, (w, _) in after.basis.items() if i in before.basis)
@@ -143,7 +150,12 @@ def change(before: Plan | None, after: Plan) -> Change:
         or any(key not in after.entries for key in before.entries if after.targets[key.destination].mode is Mode.LISTED)
     )
     fresh = tuple(e for key, e in after.entries.items() if revoking or key not in before.entries)
-    return Change(revoking=revoking, targets=revoking or before.targets != after.targets, entries=fresh)
+    return Change(
+        revoking=revoking,
+        targets=revoking or before.targets != after.targets,
+        services=before.services.spread != after.services.spread,
+        entries=fresh,
+    )
 
 
 def permitted(snapshot: Snapshot, source: Workload, destination: Workload, port: int) -> bool:
@@ -185,18 +197,14 @@ def _reachable(snapshot: Snapshot, workload: Workload) -> bool:
 def _ahead(
     snapshot: Snapshot, sources: Mapping[str, Workload], listed: Mapping[str, tuple[Policy, ...]]
 ) -> Iterator[Key]:
-    """Every source that the policies have in mind to every port that a service leads to."""
+    """Every source that the policies have in mind to every port that a service leads to; its own service too."""
     named = by_principal(sources)
     for destination in sorted(listed):
         workload, likely = sources[destination], callers(listed[destination], named)
         services = [s for name in workload.services if (s := snapshot.services.get(name)) is not None]
         ports = {target_port(s, workload, p.service_port) for s in services for p in s.ports} - {0}
         for port in sorted(ports):
-            yield from (
-                Key(source, destination, port)
-                for source in (sources if likely is None else likely)
-                if source != destination
-            )
+            yield from (Key(source, destination, port) for source in (sources if likely is None else likely))
 
 
 def _as_open(after: Target | None, before: Target) -> bool:

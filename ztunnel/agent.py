@@ -138,6 +138,7 @@ class Agent:
             rng=self._rng,
             now=_now,
             tunnelled=self._direct.asked,
+            drawable=self._direct.drawable,
         )
         access = AccessLog(sys.stdout, level=Level.parse(config.log_level))
         self._access = access

@@ -6,12 +6,13 @@ once, and the answer is one order; the record beside it is what admin, metrics a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from mesh import route
-from mesh.model import Flow, Workload
+from mesh.model import Flow, SocketAddress, Workload
 from mesh.reason import Reason
 from mesh.route import Plain, Tunnel
 from mesh.snapshot import Snapshot
@@ -32,8 +33,16 @@ class Answer:
     connection: Connection
 
 
-def answer(snapshot: Snapshot, source: Workload | None, fact: Captured, rng: Rng, now: datetime) -> Answer:
-    """Decide about one captured connection. `source` None: the controller has not sent the pod's own workload."""
+def answer(
+    snapshot: Snapshot,
+    source: Workload | None,
+    fact: Captured,
+    rng: Rng,
+    now: datetime,
+    besides: Collection[SocketAddress] = (),
+) -> Answer:
+    """Decide about one captured connection. `source` None: the controller has not sent the pod's own workload.
+    `besides`: endpoints to which the kernel's draw has not fallen."""
     connection = Connection(
         id=fact.id,
         pod=fact.pod,
@@ -46,7 +55,7 @@ def answer(snapshot: Snapshot, source: Workload | None, fact: Captured, rng: Rng
     )
     if source is None:
         return _refuse(connection, Reason.SOURCE_UNKNOWN, f"no workload is known for pod {fact.pod}")
-    chosen = route.pick(snapshot, Flow(source, fact.destination), rng)
+    chosen = route.pick(snapshot, Flow(source, fact.destination), rng, drawn=fact.drawn, besides=besides)
     connection.service = chosen.service
     if isinstance(chosen, Tunnel):
         return _through_tunnel(connection, source, chosen, rng)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
-from mesh.model import Workload
+from mesh.model import SocketAddress, Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
 from ztunnel import capture, inbound
@@ -39,6 +39,7 @@ class Decider:
     rng: Rng
     now: Callable[[], datetime]
     tunnelled: Callable[[Connection], None] = lambda _: None  # told of each outbound one that goes through the tunnel
+    drawable: Callable[[SocketAddress], Collection[SocketAddress]] = lambda _: ()  # a Service's, by the kernel side
     _waiting: deque[tuple[float, Question]] = field(default_factory=deque)  # in the order of their deadlines
     _timer: asyncio.TimerHandle | None = None
 
@@ -109,7 +110,8 @@ class Decider:
         workload = self.workload(snapshot, fact.pod)
         match fact:
             case Captured():
-                return capture.answer(snapshot, workload, fact, self.rng, self.now())
+                besides = self.drawable(fact.destination) if fact.elsewhere else ()
+                return capture.answer(snapshot, workload, fact, self.rng, self.now(), besides)
             case Offered():
                 return inbound.offered(snapshot, workload, fact, self.now())
             case Plaintext():

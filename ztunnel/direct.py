@@ -2,9 +2,10 @@
 ends what lost its permission.
 
 On every new snapshot, and when a pod is enrolled or leaves: plan (mesh.direct), and if anything was taken away,
-invalidate every cached answer before the new ones are written; then judge the open connections anew. An answer that was
-not made ahead is made when a pod first asks for it: that connection goes through the tunnel, the next one directly. If
-the kernel cannot be told, nothing is direct until it can.
+invalidate every cached answer before the new ones are written; then judge the open connections anew. Services are no
+permissions: what connections to them are spread over is replaced one by one. An answer that was not made ahead is made
+when a pod first asks for it: that connection goes through the tunnel, the next one directly. If the kernel cannot be
+told, nothing is direct until it can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mesh import direct
+from mesh.balance import Balance
 from mesh.direct import Key, Plan, Target, VerdictEntry
 from mesh.model import SocketAddress, Workload
 from mesh.reason import Reason
@@ -51,6 +53,7 @@ class Kernel(Protocol):
     def bump(self) -> int: ...
     def set_targets(self, targets: Mapping[str, Target]) -> None: ...
     def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # how many found no room
+    def set_services(self, services: Mapping[SocketAddress, Balance]) -> int: ...  # likewise
     @property
     def promoter(self) -> Promoter: ...
     def nudge(self, event: Any, *, at_sender: int) -> None: ...
@@ -67,7 +70,7 @@ class Direct:
     snapshot: Callable[[], Snapshot]
     workload: Callable[[Snapshot, str], Workload | None]
     netns: Callable[[str], Path | None]
-    unfilled: int = 0  # answers that the kernel had no room for
+    unfilled: int = 0  # answers and Services that the kernel had no room for
     _plan: Plan | None = None
     _leaving: set[str] = field(default_factory=set)
     _again: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,6 +103,11 @@ class Direct:
             made.entries[entry.key] = entry
             self._put((entry,))
 
+    def drawable(self, service: SocketAddress) -> frozenset[SocketAddress]:
+        """The endpoints that the kernel itself draws where this is dialled; others are the agent's to draw."""
+        balance = self._plan.services.spread.get(service) if self._plan is not None else None
+        return frozenset(e.address for e in balance.endpoints) if balance is not None else frozenset()
+
     def _apply(self, *, renewed: bool = False) -> None:
         snapshot = self.snapshot()
         if self._plan is None and not snapshot.workloads and self.on:
@@ -111,6 +119,8 @@ class Direct:
             step = direct.change(self._plan, made)
             if step.revoking:
                 self.kernel.bump()
+            if step.services or renewed:
+                self._full(self.kernel.set_services(made.services.spread), "Services")
             if step.targets or renewed:
                 self.kernel.set_targets(made.targets)
             self._put(step.entries)
@@ -122,10 +132,12 @@ class Direct:
             self._plan = made
 
     def _put(self, entries: tuple[VerdictEntry, ...]) -> None:
-        left_out = self.kernel.put_verdicts(entries) if entries else 0
+        self._full(self.kernel.put_verdicts(entries) if entries else 0, "answers")
+
+    def _full(self, left_out: int, what: str) -> None:
         if left_out:  # what has no entry asks the agent: slower, nothing else
             self.unfilled += left_out
-            log.warning("%d answers found no room in the kernel", left_out)
+            log.warning("%d %s found no room in the kernel", left_out, what)
 
     # What is open
 
@@ -259,7 +271,7 @@ class Direct:
                     await self._again.wait()
                     await asyncio.sleep(_RETRY_SECONDS)
             self._again.clear()
-            if self._plan is None:
+            if self._plan is None or not self._plan.services.complete:
                 self._apply()
             self._look(self._heard_of_all)
             self._demote()

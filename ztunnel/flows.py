@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import Protocol
 
-from mesh.model import SocketAddress, Workload
+from mesh.model import Service, SocketAddress, Workload
 from mesh.policy import Arrival, Verdict, decide
 from mesh.reason import Reason
 from mesh.route import service_of
@@ -40,6 +40,8 @@ class Flow(Protocol):
     @property
     def server(self) -> SocketAddress: ...
     @property
+    def asked(self) -> SocketAddress: ...  # what was dialled: the server, or a Service
+    @property
     def sent(self) -> int: ...
     @property
     def received(self) -> int: ...
@@ -58,6 +60,7 @@ class Heard:
     destination: str
     client: SocketAddress
     server: SocketAddress
+    asked: SocketAddress
     sent: int = 0
     received: int = 0
     established: bool = True
@@ -72,7 +75,7 @@ class Record:
     reports: tuple[Connection, Connection]
     arrival: Arrival | None
     refusal: str  # why it is not permitted, as far as was known when it was heard of; empty: it is
-    missing: bool = False  # from the kernel's list, when it was last looked at
+    missing: int | None = None  # from the kernel's list, and how often events had been drained by then
 
     @property
     def condemned(self) -> bool:
@@ -90,6 +93,7 @@ class Flows:
     now: Callable[[], datetime]
     monotonic_ns: Callable[[], int]
     live: dict[int, Record] = field(default_factory=dict)  # by the kernel's id
+    drains: int = 0  # how often all events were heard that there were
     _passed: dict[tuple[object, ...], Record] = field(default_factory=dict)  # what flows alike had in common
     _passed_under: Snapshot | None = None
     _ids: count[int] = field(default_factory=lambda: count(1))
@@ -121,7 +125,7 @@ class Flows:
         snapshot = self.snapshot()
         if snapshot is not self._passed_under or len(self._passed) >= _KINDS:
             self._passed, self._passed_under = {}, snapshot
-        kind = (like.source, like.destination, like.client.ip, like.server)
+        kind = (like.source, like.destination, like.client.ip, like.server, like.asked)
         known = self._passed.get(kind)
         if known is None:
             known = self._judged(like)
@@ -147,7 +151,7 @@ class Flows:
             refusal = "" if verdict.allow else verdict.detail
         own, theirs = (self._report(flow, inbound, source, destination, verdict) for inbound in (False, True))
         if destination is not None:
-            own.service = theirs.service = service_of(snapshot, destination, flow.server.port)
+            own.service = theirs.service = self._service(snapshot, flow, source, destination)
         return Record(flow=flow, reports=(own, theirs), arrival=arrival, refusal=refusal)
 
     def closed(self, flow: Flow, reason: Reason = Reason.OK) -> None:
@@ -168,18 +172,20 @@ class Flows:
 
     def reconcile(self) -> list[Record]:
         """Events are lost when nobody reads them fast enough: begin what is there without a record, end what is gone.
-        An event may still be on its way, so what is gone is ended when it is found gone twice. Returns what is new."""
+        An event may still be on its way, so what is gone is ended once all events that were waiting have been heard.
+        Returns what is new."""
         # What is not established yet is judged by the kernel when its SYN arrives, and told when it is.
         listed = {flow.id: flow for flow in self.listed() if flow.established}
         new = listed.keys() - self.live.keys()
         for flow in listed.values():
             record = self.opened(flow)
-            record.flow, record.missing = flow, False
+            record.flow, record.missing = flow, None
         for id_ in self.live.keys() - listed.keys():
             record = self.live[id_]
-            if record.missing:
+            if record.missing is None:
+                record.missing = self.drains
+            elif record.missing < self.drains:
                 self.closed(record.flow)
-            record.missing = True
         return [self.live[id_] for id_ in new]
 
     def counts(self) -> dict[int, tuple[int, int]]:
@@ -198,6 +204,13 @@ class Flows:
         for report in record.reports:
             report.reason, report.detail = Reason.REVOKED, detail
 
+    @staticmethod
+    def _service(snapshot: Snapshot, flow: Flow, source: Workload | None, destination: Workload) -> Service | None:
+        """The one that was dialled, else one of the destination's that leads to its port."""
+        if flow.asked != flow.server and source is not None:
+            return snapshot.service_at(flow.asked.ip, source.network, source.namespace)
+        return service_of(snapshot, destination, flow.server.port)
+
     def _report(
         self, flow: Flow, inbound: bool, source: Workload | None, destination: Workload | None, verdict: Verdict | None
     ) -> Connection:
@@ -207,7 +220,7 @@ class Flows:
             pod=flow.destination if inbound else flow.source,
             inbound=inbound,
             client=flow.client,
-            asked=flow.server,
+            asked=flow.server if inbound else flow.asked,
             opened_at=self.now() - timedelta(microseconds=lived / 1000),
             source=source,
             destination=destination,

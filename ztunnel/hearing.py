@@ -28,6 +28,7 @@ class Kind(NamedTuple):
     destination: int
     client: str  # IP address
     server: SocketAddress
+    asked: SocketAddress
 
 
 def part(events: Iterable[Tiding], known: Container[int]) -> tuple[dict[Kind, list[DirectClosed]], list[Tiding]]:
@@ -42,7 +43,7 @@ def part(events: Iterable[Tiding], known: Container[int]) -> tuple[dict[Kind, li
             open_.add(event.id)
         elif type(event) is DirectClosed and event.id in open_ and event.id not in known:
             over.add(event.id)
-            kind = Kind(event.source, event.destination, event.client.ip, event.server)
+            kind = Kind(event.source, event.destination, event.client.ip, event.server, event.asked)
             kinds.setdefault(kind, []).append(event)
     return kinds, [event for event in events if event.id not in over]
 
@@ -54,8 +55,8 @@ class Hearing:
     direct: Direct
     instance: Callable[[int], str]
 
-    def hear(self, events: Sequence[Tiding]) -> None:
-        """One that cannot be told is not the end of all others."""
+    def hear(self, events: Sequence[Tiding], drained: bool) -> None:
+        """One that cannot be told is not the end of all others. `drained`: there are no more, for now."""
         kinds, rest = part(events, self.direct.flows.live)
         for ended in kinds.values():
             try:
@@ -68,6 +69,8 @@ class Hearing:
                 self._tell(event)
             except Exception:
                 log.exception("event of the kernel side: %r", event)
+        if drained:
+            self.direct.flows.drains += 1
 
     def _tell(self, event: Tiding) -> None:
         if isinstance(event, DirectDrained):
@@ -93,6 +96,7 @@ class Hearing:
             destination=self.instance(event.destination),
             client=event.client,
             server=event.server,
+            asked=event.asked,
             sent=event.sent if over else 0,
             received=event.received if over else 0,
             opened_ns=event.opened_ns if isinstance(event, DirectOpened | DirectClosed) else 0,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.identity import SpiffeId
-from mesh.model import SocketAddress
+from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
 
 # Facts: engine -> decider
@@ -31,6 +31,8 @@ class Captured:
     pod: str
     client: SocketAddress
     destination: SocketAddress  # what the application asked for
+    drawn: SocketAddress | None = None  # these two as in Dialled
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,7 @@ class Listeners:
 class Steering(Protocol):
     """What the engine needs of the kernel side per connection (implemented by `bpf`)."""
 
-    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> Dialled | None:
         """What was dialled, for a connection accepted by an outbound listener of the netns with this cookie.
         `local` and `peer` as the accepted socket reports them. None: nobody recorded it, refuse."""
 

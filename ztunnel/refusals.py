@@ -59,10 +59,11 @@ def summary(events: Iterable[Refusal], names: Mapping[int, str]) -> list[str]:
 
 
 async def follow(
-    ring: Ring, names: Callable[[], Mapping[int, str]], kind: type, tell: Callable[[Sequence[Any]], None]
+    ring: Ring, names: Callable[[], Mapping[int, str]], kind: type, tell: Callable[[Sequence[Any], bool], None]
 ) -> None:
-    """Read until cancelled: refusals (events of this `kind`) are logged, all others are told in the order they came. At
-    most half of the time is spent on it; what the ring has no room for meanwhile, the kernel side counts."""
+    """Read until cancelled: refusals (events of this `kind`) are logged; others are told in the order they came, and
+    whether these are all. At most half of the time is spent on it; what the ring has no room for meanwhile, the kernel
+    side counts."""
     loop = asyncio.get_running_loop()
     refused: list[Refusal] = []
     told = 0.0
@@ -70,13 +71,13 @@ async def follow(
         await _readable(ring.fd)
         began = loop.time()
         others: list[Any] = []
-        for event in islice(ring.read(), _BATCH):
+        events = list(islice(ring.read(), _BATCH))
+        for event in events:
             if not isinstance(event, kind):
                 others.append(event)
             elif len(refused) < _MAX_EVENTS:
                 refused.append(event)
-        if others:
-            tell(others)
+        tell(others, len(events) < _BATCH)
         if refused and loop.time() - told >= _INTERVAL:
             for line in summary(refused, names()):
                 log.warning("refused in the kernel: %s", line)

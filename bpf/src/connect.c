@@ -1,7 +1,7 @@
 /* connect(): the polite half. A pod's connections go to the agent's listener in the pod's own netns, and what was asked
  * for is remembered with the socket. Inbound enforcement (lookup.c) does not depend on it. */
 
-enum { REFUSE = 0, PASS = 1, CAPTURE = 2 };
+enum { REFUSE = 0, PASS = 1, CAPTURE = 2, REPLACE = 3 };
 
 static __always_inline int runs_under(u64 cgroup, u32 level) {
   return cgroup && bpf_get_current_ancestor_cgroup_id(level) == cgroup;
@@ -39,8 +39,9 @@ static __always_inline int agent_connects(struct bpf_sock_addr *ctx, const struc
   return PASS;
 }
 
-/* PASS: as decided by policy, the destination stands. */
-static __always_inline int go_direct(struct bpf_sock_addr *ctx, const struct tuple *to, const struct judgement *found) {
+/* As decided by policy: to what was dialled, or to the endpoint that was drawn, which then stands in `to`. */
+static __always_inline int go_direct(struct bpf_sock_addr *ctx, struct tuple *to, const struct drawn *drawn,
+                                     const struct judgement *found) {
   if (found->reason) {
     refused(to, found->reason);
     return REFUSE;
@@ -53,10 +54,16 @@ static __always_inline int go_direct(struct bpf_sock_addr *ctx, const struct tup
   asked->key.netns = found->destination;
   asked->generation = found->generation;
   asked->accelerate = found->accelerate;
-  return PASS;
+  asked->port = 0;
+  if (!drawn->what) return PASS;
+  MOVE6(asked->ip, to->local);
+  asked->port = to->local_port;
+  MOVE6(to->local, drawn->ip);
+  to->local_port = drawn->port;
+  return REPLACE;
 }
 
-static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple *to) {
+static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple *to, const struct drawn *drawn) {
   struct pod *pod = pods.lookup((u64 *)&to->netns);
   if (!pod || over_quota(to->netns)) {
     refused(to, MAP_FULL);
@@ -78,6 +85,7 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct tuple
   if (steered_by) *steered_by = layout_id();
   MOVE6(asked->ip, to->local);
   asked->port = to->local_port;
+  asked->drawn = *drawn;
   if (is_v4(to->local)) MOVE6(asked->source, pod->source4);
   else MOVE6(asked->source, pod->source6);
   return CAPTURE;
@@ -113,9 +121,10 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   struct prefix prefix = {.bits = 128};
   MOVE6(prefix.ip, to->local);
   if (bypass.lookup(&prefix)) return PASS;
+  struct drawn drawn = {};
   struct judgement found = {};
-  if (judge(to->netns, to, &found) && !opens_fast(ctx)) return go_direct(ctx, to, &found);
-  return capture(ctx, to);
+  if (choose(to, &drawn, &found) && !opens_fast(ctx)) return go_direct(ctx, to, &drawn, &found);
+  return capture(ctx, to, &drawn);
 }
 
 /* 127.x.y.z: one address alone would leave a pod 28 k ephemeral ports. Never .0 nor .255, which may be broadcasts. */
@@ -131,9 +140,9 @@ int connect4(struct bpf_sock_addr *ctx) {
   MAP4(to.local, ctx->user_ip4);
   to.local_port = bpf_ntohs((u16)ctx->user_port);
   int verdict = decide(ctx, &to);
-  if (verdict != CAPTURE) return verdict;
-  ctx->user_ip4 = spread4();
-  ctx->user_port = bpf_htons(OUTBOUND_PORT);
+  if (verdict == PASS || verdict == REFUSE) return verdict;
+  ctx->user_ip4 = verdict == REPLACE ? to.local[3] : spread4();
+  ctx->user_port = bpf_htons(verdict == REPLACE ? to.local_port : OUTBOUND_PORT);
   return PASS;
 }
 
@@ -144,7 +153,15 @@ int connect6(struct bpf_sock_addr *ctx) {
   COPY6(to.local, ctx->user_ip6);
   to.local_port = bpf_ntohs((u16)ctx->user_port);
   int verdict = decide(ctx, &to);
-  if (verdict != CAPTURE) return verdict;
+  if (verdict == PASS || verdict == REFUSE) return verdict;
+  if (verdict == REPLACE) {
+    ctx->user_ip6[0] = to.local[0];
+    ctx->user_ip6[1] = to.local[1];
+    ctx->user_ip6[2] = to.local[2];
+    ctx->user_ip6[3] = to.local[3];
+    ctx->user_port = bpf_htons(to.local_port);
+    return PASS;
+  }
   if (is_v4(to.local)) {
     ctx->user_ip6[3] = spread4();
     ctx->user_port = bpf_htons(OUTBOUND_PORT);

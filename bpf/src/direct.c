@@ -76,6 +76,8 @@ static __always_inline void tell(const struct tuple *key, const struct direct *f
   h.generation = flow->generation;
   h.what = what;
   h.accelerated = accelerated;
+  MOVE6(h.asked, flow->asked);
+  h.asked_port = flow->asked_port;
   u64 flags = BPF_RB_NO_WAKEUP;
   if (what >= HAPPENED_MISMATCH || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
   if (events.ringbuf_output(&h, sizeof(h), flags)) count(LOST_EVENTS);

@@ -7,6 +7,8 @@ static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, str
   flow.opened = bpf_ktime_get_ns();
   flow.generation = asked->generation;
   flow.accelerate = asked->accelerate;
+  MOVE6(flow.asked, asked->ip);
+  flow.asked_port = asked->port;
   if (!directs.update(key, &flow)) return 1;
   refused(key, MAP_FULL);
   return 0;                                                /* nobody can sign what is not recorded */
@@ -131,6 +133,7 @@ static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, 
     flow->sent = sent + moved;
     flow->received = received + got;
     learn(s, meter);
+    flow->state &= ~DIRECT_ESTABLISHED;                    /* who lists it from here on hears of its end */
     tell(key, flow, cookie, HAPPENED_CLOSED, moved || got);
   }
   directs.delete(key);

@@ -2,6 +2,8 @@
  *
  * An address is 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Ports are in host order. All padding is named and zero. */
 
+#define BACKENDS 64         /* of a Service on this node that are drawn here; others count as elsewhere */
+
 struct tuple {              /* a connection, from the side that is connected to */
   u64 netns;                /* cookie of the network namespace; 0: dialled from the node, see FLOWS in maps.h */
   u32 local[4];
@@ -16,11 +18,17 @@ struct endpoint {
   u32 port;
 };
 
+struct drawn {              /* an endpoint of the Service that was dialled */
+  u32 ip[4];
+  u16 port;
+  u16 what;                 /* DRAWN_*; 0: nothing was drawn, it is the agent's to do */
+};
+
 struct destination {        /* what a captured connection asked for */
   u64 holder;               /* cookie of the socket whose closing removes the entry: the client's, then the agent's */
   u32 ip[4];
   u32 port;
-  u32 pad;
+  struct drawn drawn;
 };
 
 struct pod {
@@ -53,13 +61,34 @@ struct settings {
 
 struct asked {              /* per socket: what the hooks remember from connect() to close() */
   struct tuple key;         /* of the entries that this socket holds */
-  u32 ip[4];                /* CAPTURED: what was asked for; SERVED, LAST_HOP unless port is 0: the real client */
+  u32 ip[4];                /* CAPTURED: what was asked for; DIRECT unless port is 0: the Service that was; SERVED,
+                               LAST_HOP unless port is 0: the real client */
   u32 source[4];            /* CAPTURED: see struct pod */
   u32 port;
   u16 kind;
   u16 holds;
   u32 generation;           /* DIRECT: by which it was allowed */
   u32 accelerate;           /* DIRECT: 1 if both pods want it */
+  struct drawn drawn;       /* CAPTURED */
+  u32 pad;
+};
+
+struct backend {            /* an endpoint of a Service that is a target */
+  u64 netns;                /* the cookie that has to be the target's */
+  u64 upto;                 /* its weight and that of those before it */
+  u32 ip[4];
+  u32 port;
+  u32 pad;
+};
+
+struct service {            /* key: struct endpoint, an address of the Service and its port */
+  u64 version;              /* never the same twice: whoever reads it before and after has read one state */
+  u64 total;                /* weight of all endpoints */
+  u64 here;                 /* of the backends */
+  u32 count;
+  u32 pad;
+  struct backend backends[BACKENDS];
+  u64 end;                  /* version again */
 };
 
 struct target {             /* a pod that connections of this node's pods reach directly, by its address */
@@ -92,6 +121,9 @@ struct direct {             /* a direct flow; its key is a tuple, where netns is
   u32 generation;           /* by which it was allowed last */
   u16 state;                /* DIRECT_*, bits */
   u16 accelerate;
+  u32 asked[4];             /* the Service that was dialled, unless the port is 0 */
+  u32 asked_port;
+  u32 pad;
 };
 
 struct happening {          /* of a direct flow; begins as struct event does */
@@ -109,6 +141,9 @@ struct happening {          /* of a direct flow; begins as struct event does */
   u32 generation;
   u16 what;                 /* HAPPENED_* */
   u16 accelerated;          /* 1: bytes went from socket to socket */
+  u32 asked[4];             /* as in struct direct */
+  u32 asked_port;
+  u32 pad;
 };
 
 struct lane {               /* per socket that may hand over bytes: the direction that it sends in */
@@ -162,6 +197,7 @@ enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELE
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
 enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4 };
+enum drawn_what { DRAWN_ENDPOINT = 1, DRAWN_ELSEWHERE = 2 };
 enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5, HAPPENED_BARRED = 6 };
 enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };
 

@@ -71,10 +71,10 @@ int lookup(struct bpf_sk_lookup *ctx) {
   }
   if (port == TUNNEL_PORT) return give(ctx, &syn, TUNNEL4);
   if (port == OUTBOUND_PORT || port == PLAINTEXT_PORT) return drop(&syn, RESERVED_PORT);
+  int signature = sign(&syn);                              /* of a pod to itself too, through its own Service */
+  if (signature) return signature - 1;
   /* IPv4: the kernel drops such packets from outside as martians. IPv6 does not: only a recorded flow passes. */
   if (is_v4(syn.local) && is_same(syn.local, syn.remote)) return SK_PASS;
   if (recorded(&syn)) return SK_PASS;
-  int signature = sign(&syn);
-  if (signature) return signature - 1;
   return give(ctx, &syn, PLAINTEXT4);
 }

@@ -3,7 +3,9 @@
 
 static __always_inline struct asked *peer_shown(struct bpf_sock_addr *ctx) {
   struct asked *asked = sockets.sk_storage_get(ctx->sk, 0, 0);
-  return asked && (asked->kind == CAPTURED || asked->kind == SERVED) ? asked : 0;
+  if (!asked) return 0;
+  int service = asked->kind == DIRECT && asked->port;
+  return service || asked->kind == CAPTURED || asked->kind == SERVED ? asked : 0;
 }
 
 static __always_inline struct asked *source_shown(struct bpf_sock_addr *ctx) {

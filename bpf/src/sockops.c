@@ -22,6 +22,7 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
     to.holder = cookie;
     MOVE6(to.ip, asked->ip);
     to.port = asked->port;
+    to.drawn = asked->drawn;
     if (captured.update(&at, &to)) {
       refused(&at, MAP_FULL);
       return;

@@ -24,7 +24,10 @@ def address(name: tuple[Any, ...]) -> SocketAddress:
 
 
 def destination(kernel: Kernel, pod: Pod, accepted: socket.socket) -> SocketAddress | None:
-    return kernel.original_destination(pod.cookie, address(accepted.getsockname()), address(accepted.getpeername()))
+    names = address(accepted.getsockname()), address(accepted.getpeername())
+    dialled = kernel.original_destination(pod.cookie, *names)
+    assert dialled is None or (dialled.drawn, dialled.elsewhere) == (None, False)
+    return None if dialled is None else dialled.destination
 
 
 CASES = {

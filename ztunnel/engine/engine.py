@@ -180,16 +180,24 @@ class PythonEngine:
         if names is None or self._over_limit(pod, sock):
             return
         local, peer = names
-        destination = self._steering.original_destination(cookie_of(sock), local, peer)
-        if destination is None:
+        dialled = self._steering.original_destination(cookie_of(sock), local, peer)
+        if dialled is None:
             self._runtime.count_refused(Reason.NO_DESTINATION, f"{pod.name}: {peer} to {local}")
             reset(sock)
             return
         # Loopback, or an address that the application bound to: not always one of the pod's (IP_TRANSPARENT).
-        ip = peer.ip if peer.ip in pod.addresses else pod.address_like(destination.ip)
+        ip = peer.ip if peer.ip in pod.addresses else pod.address_like(dialled.destination.ip)
         connection = self._add(pod, TcpEndpoint(self._runtime.poller, sock, "downstream"))
         client = SocketAddress(ip, peer.port)
-        self._tell(Captured(id=connection.id, pod=pod.name, client=client, destination=destination))
+        fact = Captured(
+            id=connection.id,
+            pod=pod.name,
+            client=client,
+            destination=dialled.destination,
+            drawn=dialled.drawn,
+            elsewhere=dialled.elsewhere,
+        )
+        self._tell(fact)
 
     def _plaintext(self, pod: Pod, sock: socket.socket) -> None:
         names = self._names(sock)

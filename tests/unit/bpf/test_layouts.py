@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from bpf import compile, layouts, registry
+from mesh import balance
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 
+ASKED = ("key", "ip", "source", "port", "kind", "holds", "generation", "accelerate", "drawn", "pad")
 PRELUDE = """
 #include <stddef.h>
 #include <stdio.h>
@@ -28,9 +30,9 @@ def seen_by_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     prints = [f'printf("{c} %zu\\n", sizeof(struct {c}));' for c in [*layouts.STRUCTS, "asked"]]
     for name, (_, fields) in layouts.STRUCTS.items():
         prints += [f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));' for field in fields]
-    for field in ("key", "ip", "source", "port", "kind", "holds", "generation", "accelerate"):
+    for field in ASKED:
         prints.append(f'printf("asked.{field} %zu\\n", offsetof(struct asked, {field}));')
-    for constant in ("KINDS", "MAX_PODS", "ACCELERATE_TO_AGENT", "ACCELERATE_TO_APPLICATION", "REASONS"):
+    for constant in ("KINDS", "MAX_PODS", "ACCELERATE_TO_AGENT", "ACCELERATE_TO_APPLICATION", "REASONS", "BACKENDS"):
         prints.append(f'printf("{constant} %d\\n", {constant});')
     for constant in ("OUTBOUND4", "OUTBOUND6", "PLAINTEXT4", "PLAINTEXT6", "TUNNEL4", "TUNNEL6"):
         prints.append(f'printf("{constant} %d\\n", {constant});')
@@ -59,9 +61,7 @@ def test_c_and_python_agree(name: str, seen_by_c: dict[str, int]) -> None:
 def test_the_sockets_storage_agrees(seen_by_c: dict[str, int]) -> None:
     offsets = field_offsets(layouts.ASKED)
     assert seen_by_c["asked"] == layouts.ASKED.size
-    assert [
-        seen_by_c[f"asked.{f}"] for f in ("key", "ip", "source", "port", "kind", "holds", "generation", "accelerate")
-    ] == [
+    assert [seen_by_c[f"asked.{f}"] for f in ASKED] == [
         offsets[0],
         *offsets[6:],
     ]
@@ -79,6 +79,7 @@ def test_no_struct_is_left_out() -> None:
         "MAX_PODS",
         "ACCELERATE_TO_AGENT",
         "ACCELERATE_TO_APPLICATION",
+        "BACKENDS",
         "OUTBOUND4",
         "OUTBOUND6",
         "PLAINTEXT4",
@@ -115,6 +116,11 @@ def test_cidrs() -> None:
     assert layouts.pack_cidr("fd00::/8") == struct.pack("=I", 8) + b"\xfd" + bytes(15)
     with pytest.raises(ValueError, match="host bits"):
         layouts.pack_cidr("10.0.0.1/8")
+
+
+def test_as_many_backends_as_are_planned() -> None:
+    assert layouts.BACKENDS == balance.ENDPOINTS
+    assert layouts.SERVICE.size == layouts.BACKENDS * layouts.BACKEND.size + 40
 
 
 def test_events() -> None:

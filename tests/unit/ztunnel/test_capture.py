@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from mesh.identity import SpiffeId
@@ -123,6 +124,17 @@ def test_a_reused_address_is_another_tunnel() -> None:
     assert isinstance(before, RelayTunnel)
     assert isinstance(after, RelayTunnel)
     assert before.key != after.key
+
+
+def test_what_the_kernel_has_drawn_is_honoured() -> None:
+    second = replace(SERVER, uid="u/second", name="second", instance="i-second", addresses=("10.0.0.4",))
+    snapshot = SNAPSHOT.apply(Delta(upserts=(second,)))
+    first, other = SocketAddress("10.0.0.2", 8080), SocketAddress("10.0.0.4", 8080)
+    for seed in range(10):
+        drawn = replace(captured("10.9.0.1:80"), drawn=other)
+        assert answer(snapshot, CLIENT, drawn, random.Random(seed), NOW).connection.upstream == other
+        others = answer(snapshot, CLIENT, captured("10.9.0.1:80"), random.Random(seed), NOW, [other])
+        assert others.connection.upstream == first
 
 
 def test_same_choice_as_the_route() -> None:

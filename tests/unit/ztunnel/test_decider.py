@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pytest
 
 from mesh.identity import SpiffeId
-from mesh.model import Clause, Match, Policy, PolicyAction, PolicyScope, Resource, Rule, SocketAddress, Workload
+from mesh.model import (
+    Clause,
+    Match,
+    Policy,
+    PolicyAction,
+    PolicyScope,
+    Port,
+    Resource,
+    Rule,
+    Service,
+    SocketAddress,
+    Workload,
+)
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
 from ztunnel import decider
@@ -43,6 +55,7 @@ class Desk:
             deaf=self.deaf.append,
             rng=random.Random(1),
             now=self._now,
+            drawable=lambda service: [SocketAddress("10.0.0.9", service.port)],
         )
 
     def _workload(self, snapshot: Snapshot, pod: str) -> Workload | None:
@@ -145,3 +158,27 @@ async def test_a_swap_closes_what_it_forbids() -> None:
     )
     desk.swap(deny)
     assert desk.orders[2:] == [Close(id=1, reason=Reason.REVOKED, detail="denied by shop/deny")]
+
+
+async def test_of_a_draw_that_fell_to_others_those_that_the_kernel_draws_are_left_out() -> None:
+    service = Service(
+        name="s",
+        namespace="shop",
+        hostname="s.shop",
+        addresses=("10.9.0.1",),
+        ports=(Port(service_port=80, target_port=80),),
+    )
+    endpoints = [
+        replace(
+            OWN, uid=f"u/{n}", name=f"e{n}", instance=f"e{n}", addresses=(f"10.0.0.{n}",), services={"shop/s.shop": ()}
+        )
+        for n in (8, 9)
+    ]
+    desk = Desk()
+    desk.swap(OWN, service, *endpoints)
+    vip = SocketAddress("10.9.0.1", 80)
+    for elsewhere, expected in ((True, {"10.0.0.8"}), (False, {"10.0.0.8", "10.0.0.9"})):
+        desk.orders.clear()
+        facts = [Captured(id=n, pod="p", client=A, destination=vip, elsewhere=elsewhere) for n in range(40)]
+        desk.decider.facts(facts)
+        assert {o.destination.ip for o in desk.orders if isinstance(o, RelayPlain)} == expected

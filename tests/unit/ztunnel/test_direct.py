@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from bpf import Outcome
+from mesh import balance
+from mesh.balance import Balance, Endpoint
 from mesh.direct import Key, Mode, Target, VerdictEntry
 from mesh.model import (
     Clause,
@@ -21,16 +23,20 @@ from mesh.model import (
     Policy,
     PolicyAction,
     PolicyScope,
+    Port,
     Resource,
     Rule,
+    Service,
     SocketAddress,
     StringMatch,
     TunnelProtocol,
     Workload,
+    WorkloadStatus,
 )
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
 from ztunnel import capture
+from ztunnel import direct as ztunnel_direct
 from ztunnel.admin import report
 from ztunnel.connections import Connection, Connections, Passed
 from ztunnel.direct import Direct
@@ -74,6 +80,7 @@ class SmallFlow:
     destination: str = DB.instance
     client: SocketAddress = CLIENT
     server: SocketAddress = SERVER
+    asked: SocketAddress = SERVER
     sent: int = 0
     received: int = 0
     established: bool = True
@@ -87,6 +94,7 @@ class SmallKernel:
     enrolled: dict[str, str] = field(default_factory=lambda: {w.instance: "" for w in (DB, WEB, EVIL)})
     targets: dict[str, tuple[int, Target]] = field(default_factory=dict)
     verdicts: dict[Key, int] = field(default_factory=dict)
+    services: dict[SocketAddress, Balance] = field(default_factory=dict)
     live: list[SmallFlow] = field(default_factory=list)
     generation: int = 1
     room: int = 100
@@ -94,6 +102,7 @@ class SmallKernel:
     outcome: Outcome = Outcome.PROMOTED
     told: list[str] = field(default_factory=list)
     targeted: asyncio.Event = field(default_factory=asyncio.Event)
+    spread: asyncio.Event = field(default_factory=asyncio.Event)
 
     def pods(self) -> Mapping[str, str]:
         return self.enrolled
@@ -146,6 +155,12 @@ class SmallKernel:
         self.told.append(f"nudge {event}")
         if self.fault is not None:
             raise self.fault
+
+    def set_services(self, services: Mapping[SocketAddress, Balance]) -> int:
+        self.told.append("services")
+        self.spread.set()
+        self.services = dict(list(services.items())[: self.room])
+        return len(services) - len(self.services)
 
     def flows(self) -> list[SmallFlow]:
         return self.live
@@ -280,9 +295,93 @@ def test_pods_that_leave_are_no_targets_before_they_are_released() -> None:
     assert node.kernel.direct(WEB, DB, 1)
 
 
+VIP = SocketAddress("10.9.0.1", 80)
+HOSTNAME = "data.shop.svc.cluster.local"
+DATA = Service(
+    name="data",
+    namespace="shop",
+    hostname=HOSTNAME,
+    addresses=(VIP.ip,),
+    ports=(Port(service_port=80, target_port=5432),),
+)
+REPLICA = replace(DB, services={f"shop/{HOSTNAME}": ()})
+REMOTE = replace(REPLICA, uid="u/far", name="far", instance="uid-far", addresses=("10.1.0.1",), node="n2", capacity=2)
+
+
+def here(*workloads: Workload, elsewhere: int = 0) -> dict[SocketAddress, Balance]:
+    endpoints = tuple(
+        Endpoint(instance=w.instance, address=SocketAddress(w.addresses[0], 5432), weight=1) for w in workloads
+    )
+    return {VIP: Balance(endpoints=endpoints, elsewhere=elsewhere)}
+
+
+def test_services_are_told_as_their_endpoints_change_and_nothing_is_invalidated_for_them() -> None:
+    node = Node()
+    node.swap(DATA, REPLICA)
+    assert node.kernel.services == here(DB)
+    assert node.direct.drawable(VIP) == {SERVER}
+    node.swap(REMOTE)
+    assert node.kernel.told == ["services"]
+    assert node.kernel.services == here(DB, elsewhere=2)
+    node.swap(replace(REPLICA, status=WorkloadStatus.UNHEALTHY))
+    assert node.kernel.told == ["services"]
+    assert node.kernel.services == {}
+    assert node.direct.drawable(VIP) == frozenset()
+    node.swap(replace(REMOTE, capacity=3))
+    assert node.kernel.told == []
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_a_pod_that_leaves_is_drawn_no_more() -> None:
+    node = Node()
+    node.swap(DATA, REPLICA)
+    node.kernel.told.clear()
+    node.direct.leave(DB.instance)
+    assert node.kernel.told == ["bump", "services", "targets"]
+    assert node.kernel.services == {}
+    node.direct.joined(DB.instance)
+    assert node.kernel.services == here(DB)
+
+
+def test_services_without_room_are_counted() -> None:
+    node = Node()
+    node.kernel.room = 0
+    node.swap(DATA, REPLICA)
+    assert node.direct.unfilled == 1
+
+
+async def test_services_that_a_plan_did_not_get_to_are_planned_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    monkeypatch.setattr(balance, "WORK", -1)
+    node.swap(DATA, REPLICA)
+    assert node.kernel.services == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(ztunnel_direct, "_LOOK_SECONDS", 0.01)
+    node.kernel.spread.clear()
+    task = asyncio.create_task(node.direct.run())
+    try:
+        async with asyncio.timeout(20):
+            await node.kernel.spread.wait()
+    finally:
+        task.cancel()
+    assert node.kernel.services == here(DB)
+
+
+def test_records_name_the_service_that_was_dialled() -> None:
+    other = replace(DATA, name="other", hostname="another.shop", addresses=("10.9.0.2",))
+    node = Node(DATA, other, replace(DB, services={f"shop/{HOSTNAME}": (), "shop/another.shop": ()}))
+    for asked, name in ((VIP, "data"), (SocketAddress("10.9.0.2", 80), "other"), (SERVER, "other")):
+        outgoing, incoming = node.opens(SmallFlow(asked=asked))
+        assert (outgoing.asked, outgoing.upstream, incoming.asked) == (asked, SERVER, SERVER)
+        for record in (outgoing, incoming):
+            assert traffic_labels(record)["destination_service_name"] == name
+        node.kernel.live.clear()
+        node.direct.closed(SmallFlow())
+
+
 def test_off_withdraws_what_former_agents_permitted() -> None:
     node = Node(on=False)
-    assert node.kernel.told == ["bump", "targets"]
+    assert node.kernel.told == ["bump", "services", "targets"]
     assert not node.kernel.targets
 
 
@@ -351,7 +450,9 @@ def test_events_that_were_lost_are_made_up_for() -> None:
     assert len(node.connections.live()) == 2
     node.kernel.live.clear()
     node.direct._heard_of_all()
+    node.direct._heard_of_all()
     assert not node.told.ended  # its end may be on the way
+    node.flows.drains += 1
     node.direct._heard_of_all()
     assert node.told.ended == [(False, Reason.OK, 1, 0), (True, Reason.OK, 1, 0)]
     node.direct.closed(SmallFlow(id=8, sent=5))  # whose beginning was lost

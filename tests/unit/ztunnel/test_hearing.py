@@ -25,7 +25,14 @@ def flow(id_: int, source: int = 11, *, sent: int = 10, received: int = 20) -> t
     """Its two events: opened two seconds ago (Node's clock stands at eight)."""
     client = SocketAddress(COOKIES[source].addresses[0], 40000 + id_)
     opened = DirectOpened(
-        id=id_, source=source, destination=13, client=client, server=SERVER, generation=1, opened_ns=6_000_000_000
+        id=id_,
+        source=source,
+        destination=13,
+        client=client,
+        server=SERVER,
+        asked=SERVER,
+        generation=1,
+        opened_ns=6_000_000_000,
     )
     closed = DirectClosed(*opened, sent=sent, received=received, accelerated=False)
     return opened, closed
@@ -41,7 +48,7 @@ def told(batches: list[list[Tiding]], *resources: Policy) -> tuple[dict[str, flo
     node.connections.subscribe(traffic)
     hears = hearing(node)
     for batch in batches:
-        hears.hear(batch)
+        hears.hear(batch, True)
         most = max(most, len(node.connections.live()))
     return values(traffic), most
 
@@ -50,7 +57,7 @@ def test_what_is_over_at_once_is_parted_from_the_rest() -> None:
     (a, a_end), (b, b_end), (c, c_end), (d, d_end) = (flow(n) for n in range(1, 5))
     other = flow(9, source=12)
     kinds, rest = part([a, c_end, b, a_end, b_end, d, *other], known=())
-    web, evil = (Kind(cookie, 13, COOKIES[cookie].addresses[0], SERVER) for cookie in (11, 12))
+    web, evil = (Kind(cookie, 13, COOKIES[cookie].addresses[0], SERVER, SERVER) for cookie in (11, 12))
     assert kinds == {web: [a_end, b_end], evil: [other[1]]}
     assert rest == [c_end, d]
     assert part([d, d_end], known={4}) == ({}, [d, d_end])  # found in the kernel's list before it was told
@@ -92,7 +99,7 @@ def test_the_access_log_has_a_line_for_each_and_reporter(level: Level, lines: in
     node, out = Node(), io.StringIO()
     log = AccessLog(out, level=level)
     node.connections.subscribe(log)
-    hearing(node).hear([event for n in range(3) for event in flow(n)])
+    hearing(node).hear([event for n in range(3) for event in flow(n)], True)
     log.close()
     said = out.getvalue().splitlines()
     assert len(said) == lines
@@ -107,10 +114,10 @@ def test_the_access_log_has_a_line_for_each_and_reporter(level: Level, lines: in
 def test_a_new_snapshot_is_another_verdict() -> None:
     node = Node()
     hears = hearing(node)
-    hears.hear(flow(1))
+    hears.hear(flow(1), True)
     node.swap(NOT_WEB)
-    hears.hear(flow(2))  # told one by one: there is something to say of it
-    hears.hear(flow(3, source=12))
+    hears.hear(flow(2), True)  # told one by one: there is something to say of it
+    hears.hear(flow(3, source=12), True)
     assert [each[1] for each in node.told.ended] == [Reason.OK] * 6
     assert node.flows.passed(hears._heard(flow(4)[1]), [flow(4)[1]]) is False
 
@@ -120,7 +127,7 @@ def test_one_that_cannot_be_told_is_not_the_end_of_the_others(caplog: pytest.Log
     hears = hearing(node)
     odd = flow(1)[0]._replace(client=None)  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
-        hears.hear([odd, *flow(2), Mismatch(3, 11, 13, SocketAddress("10.0.0.1", 5), SERVER), flow(4)[0]])
+        hears.hear([odd, *flow(2), Mismatch(3, 11, 13, SocketAddress("10.0.0.1", 5), SERVER, SERVER), flow(4)[0]], True)
     assert "event of the kernel side" in caplog.text
     assert [reason for _, reason, _, _ in node.told.ended] == [Reason.OK, Reason.OK, Reason.MISMATCH]
     assert len(node.connections.live()) == 2
@@ -132,9 +139,29 @@ def test_what_acceleration_asks_for_is_done(at_client: bool, tmp_path: Path) -> 
     node.netns = tmp_path
     opened, closed = flow(1)
     node.kernel.told.clear()
-    hearing(node).hear([opened, DirectReady(*opened[:5])])
+    hearing(node).hear([opened, DirectReady(*opened[:6])], True)
     assert [told.split()[0] for told in node.kernel.told] == ["promote"]
     node.looked_into.clear()
-    hearing(node).hear([DirectDrained(*opened[:5], at_client, 7, 8), DirectBarred(*opened[:5]), closed])
+    hearing(node).hear([DirectDrained(*opened[:5], at_client, 7, 8), DirectBarred(*opened[:6]), closed], True)
     assert [told.split()[0] for told in node.kernel.told] == ["promote", "nudge", "close_lanes"]
     assert node.looked_into == [DB.instance if at_client else WEB.instance], "the other end"
+
+
+def test_what_is_gone_is_ended_once_all_that_was_waiting_is_heard() -> None:
+    """An end may wait behind many other events: that flow is not ended twice."""
+    node = Node()
+    hears, (opened, closed) = hearing(node), flow(1)
+    hears.hear([opened], True)
+    for _ in range(3):
+        node.flows.reconcile()
+        hears.hear([], False)
+    assert list(node.flows.live) == [1]
+    hears.hear([closed], True)
+    node.flows.reconcile()
+    assert not node.flows.live
+    assert len(node.told.ended) == 2
+    hears.hear([flow(3)[0]], True)
+    node.flows.reconcile()
+    hears.hear([], True)
+    node.flows.reconcile()  # its end was lost
+    assert len(node.told.ended) == 4

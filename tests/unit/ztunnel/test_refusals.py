@@ -13,6 +13,7 @@ import pytest
 
 from mesh.model import SocketAddress
 from mesh.reason import Reason
+from ztunnel import refusals
 from ztunnel.refusals import follow, summary
 
 
@@ -94,9 +95,10 @@ async def test_refusals_go_to_the_log_and_all_else_is_told_in_one_batch(
     heard: list[list[object]] = []
     done = asyncio.Event()
 
-    def tell(events: Sequence[object]) -> None:
+    def tell(events: Sequence[object], drained: bool) -> None:
         heard.append(list(events))
-        done.set()
+        if drained and events:
+            done.set()
 
     with SmallRing() as ring, caplog.at_level(logging.WARNING):
         task = asyncio.create_task(follow(ring, lambda: {1: "shop/db"}, Event, tell))
@@ -107,3 +109,22 @@ async def test_refusals_go_to_the_log_and_all_else_is_told_in_one_batch(
         task.cancel()
     assert heard == [[Opened(1), Opened(2)]]
     assert "shop/db: AGENT_ABSENT 1x" in caplog.text
+
+
+async def test_a_batch_that_is_not_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_BATCH", 2)
+    heard: list[tuple[list[object], bool]] = []
+    done = asyncio.Event()
+
+    def tell(events: Sequence[object], drained: bool) -> None:
+        heard.append((list(events), drained))
+        if drained:
+            done.set()
+
+    with SmallRing() as ring:
+        ring.put(Opened(1), event(Reason.AGENT_ABSENT, 1, 80), Opened(2), wake=True)
+        task = asyncio.create_task(follow(ring, lambda: {1: "shop/db"}, Event, tell))
+        async with asyncio.timeout(20):
+            await done.wait()
+        task.cancel()
+    assert heard == [([Opened(1)], False), ([Opened(2)], True)]

@@ -84,12 +84,14 @@ async def test_64_connections_are_byte_exact_both_ways(family: int) -> None:
 
 async def test_the_facts_tell_who_and_where() -> None:
     async with pair() as made, application(made, echo):
+        made.client.memory.drawn, made.client.memory.elsewhere = SocketAddress("10.9.9.9", 9), True
         reader, writer = await made.connect()
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
         (captured,) = made.client.of(Captured)
         assert captured.pod == "client-pod"
         assert captured.destination == made.client.memory.destination
+        assert (captured.drawn, captured.elsewhere) == (made.client.memory.drawn, True)
         assert captured.client == SocketAddress("127.0.0.1", writer.get_extra_info("sockname")[1])
         (offered,) = made.server.of(Offered)
         assert (offered.method, offered.authority, offered.peer) == ("CONNECT", "10.0.0.2:8080", CLIENT)
