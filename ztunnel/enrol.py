@@ -223,14 +223,16 @@ class Pod:
             raise ValueError(f"{record.netns} is the node's own network namespace; host-network pods are not enrolled")
         listeners = around.engine.add_pod(self.instance, self._netns, workload.trust_domain, shape.addresses)
         try:
-            credentials = around.certificates.current(shape.identity)
-            if credentials is not None:
-                around.engine.set_credentials(self.instance, credentials)
             self._reuse = reuse_ports(self._netns, _REUSE)
             around.kernel.enrol(self.instance, self._netns, shape.addresses, listeners)
             around.joined(self.instance)
             # Before the engine makes sockets of its own in there.
             self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns))
+            # Nothing is awaited from here until the pod is inside: a certificate that came meanwhile is here, one that
+            # comes later finds the pod (`Pods.certified`).
+            credentials = around.certificates.current(shape.identity)
+            if credentials is not None:
+                around.engine.set_credentials(self.instance, credentials)
             around.engine.start_pod(self.instance)
         except BaseException:
             self._undo()

@@ -262,6 +262,34 @@ async def test_what_an_earlier_agent_left_is_adopted_before_there_is_a_certifica
         assert all(redirection is not Redirection.PENDING for _, redirection, _ in w.reports.said)
 
 
+async def test_a_certificate_that_comes_in_the_middle_of_an_adoption_is_not_lost(
+    kernel: Kernel, pod: RigPod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, Credentials]] = []
+    give, find, loop = PythonEngine.set_credentials, enrol.older.find, asyncio.get_running_loop()
+
+    def giving(engine: PythonEngine, instance: str, credentials: Credentials) -> None:
+        given.append((instance, credentials))
+        give(engine, instance, credentials)
+
+    def finding(instance: str, netns: int) -> list[enrol.older.OlderConnection]:
+        async def certify() -> None:
+            w.certify(IDENTITY)
+
+        asyncio.run_coroutine_threadsafe(certify(), loop).result(TIMEOUT)
+        return find(instance, netns)
+
+    monkeypatch.setattr(PythonEngine, "set_credentials", giving)
+    monkeypatch.setattr(enrol.older, "find", finding)
+    with pod.opened() as fd:
+        kernel.enrol("i", fd, [pod.ip4, pod.ip6])
+    async with world(kernel, tmp_path) as w:
+        w.swap(workload(pod, "i"))
+        w.record(pod, "i", frozenset({"i"}))
+        await w.reports.until("i", Redirection.ENABLED)
+        assert given == [("i", w.wallet.given[IDENTITY])]
+
+
 async def test_an_adopted_pod_stays_closed_while_nothing_is_known_of_it(
     kernel: Kernel, pod: RigPod, tmp_path: Path
 ) -> None:
