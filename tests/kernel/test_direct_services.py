@@ -374,6 +374,14 @@ def test_sockets_of_every_kind(
     assert not listeners.waiting()
 
 
+def test_data_in_the_syn_goes_through_the_agent_to_the_endpoint_that_was_drawn(
+    kernel: Kernel, pod: Pod, server_pods: list[Pod], app: Worker, agent_here: Asked
+) -> None:
+    spread(kernel, server_pods[:1])
+    app.fast_open(*VIP4, b"early")
+    assert agent_here.next() == Dialled(destination=VIP4, drawn=SocketAddress(server_pods[0].ip4, PORT))
+
+
 def test_what_is_removed_is_not_drawn_any_more_and_all_others_go_on(
     kernel: Kernel, server_pods: list[Pod], servers: list[Worker], app: Worker, listeners: AgentListeners
 ) -> None:
