@@ -6,11 +6,12 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ _PORT = 9000
 _PROGRAM = Path(peer.__file__).read_text()
 _NODES = ("n1", "n2")
 _PODS = {"client": "n1", "server": "n1", "far": "n2"}
-_AGENT = ("--direct", "on", "--log-level", "warn")
+_AGENT = ("--direct", "on", "--log-level", "warn")  # and what --agent says
 _WAVE_S = 150.0  # in which every connection has ended, or never will
 _DEADLINE_S = 60.0
 
@@ -42,6 +43,7 @@ def register(subparsers: Any) -> None:
     add("--minutes", type=float, default=10.0, help="at least; the wave under way is finished (10)")
     add("--connections", type=int, default=200, help="at a time, half of them direct, half tunnelled (200)")
     add("--seed", type=int, help="of what is random (another one each time; it is printed)")
+    add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of the agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
 
@@ -55,9 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         findings.append(found)
         print_json(document(found)) if arguments.output == "json" else sheet(found).show()
 
-    seconds = 60 * arguments.minutes
+    seconds, agent = 60 * arguments.minutes, (*_AGENT, *arguments.agent)
     status = conduct(
-        "gossamer soak", int(seconds / 10) + 2, lambda step: soak(seed, seconds, arguments.connections, step), show
+        "gossamer soak",
+        int(seconds / 10) + 2,
+        lambda step: soak(seed, seconds, arguments.connections, step, agent=agent),
+        show,
     )
     return status or int(any(found.faults for found in findings))
 
@@ -73,15 +78,15 @@ class Findings:
     after: dict[str, Held] = field(default_factory=dict)
 
 
-def soak(seed: int, seconds: float, connections: int, step: Step) -> Findings:
-    """Make the lab, and waves until the time is up, at least one with each disturbance."""
+def soak(seed: int, seconds: float, connections: int, step: Step, *, agent: Sequence[str] = _AGENT) -> Findings:
+    """Make the lab, and waves until the time is up, at least one with each disturbance. `agent`: its arguments."""
     found, rng, seeds = Findings(seed=seed), Random(seed), itertools.count(1)
     lab = Lab(f"soak{os.getpid()}")
     try:
         step("bringing up a lab")
         lab.up({"soak.yaml": _cluster()})
         for node in _NODES:
-            lab.restart_agent(node, arguments=_AGENT)
+            lab.restart_agent(node, arguments=agent)
         near, far = _addresses(lab, "server"), _addresses(lab, "far")
         # The first wave fills pools and heaps; what is held after it is what is held when idle.
         kinds = itertools.chain((Disturbance.NONE,), itertools.cycle(Disturbance))
@@ -91,7 +96,7 @@ def soak(seed: int, seconds: float, connections: int, step: Step) -> Findings:
                 break
             step(f"seed {seed}, wave {number}: {connections} connections, {kind.value}; {len(found.faults)} faults")
             _until("the direct path to be open", lambda: _is_direct(lab, near[0], next(seeds)))
-            _run(lab, wave(kind, rng, seeds, near, far, each=connections // 2), found)
+            _run(lab, wave(kind, rng, seeds, near, far, each=connections // 2), found, agent)
             if number == 0 or kind is Disturbance.KILLED:  # another process, from now on
                 found.before = {node: leak.idle(lab, node, None) for node in _NODES}
         step("looking for what is left")
@@ -105,13 +110,13 @@ def soak(seed: int, seconds: float, connections: int, step: Step) -> Findings:
     return found
 
 
-def _run(lab: Lab, made: Wave, found: Findings) -> None:
+def _run(lab: Lab, made: Wave, found: Findings, agent: Sequence[str]) -> None:
     """One wave, and its disturbance meanwhile."""
     marks = {name: lab.logs(name, namespace="soak").stat().st_size for name in ("server", "far")}
     clients = Clients(lab, made)
     try:
         clients.start()
-        _disturb(lab, made.disturbance)
+        _disturb(lab, made.disturbance, agent)
         clients.release()
         clients.join(_WAVE_S)
     finally:
@@ -175,7 +180,7 @@ class Clients:
                 return
 
 
-def _disturb(lab: Lab, kind: Disturbance) -> None:
+def _disturb(lab: Lab, kind: Disturbance, agent: Sequence[str]) -> None:
     if kind is Disturbance.POLICIES:
         for _ in range(5):
             lab.apply({"policy.yaml": _deny("nobody")})
@@ -186,7 +191,7 @@ def _disturb(lab: Lab, kind: Disturbance) -> None:
         lab.delete([_POLICY])
     elif kind is Disturbance.KILLED:
         lab.kill_agent("n1")
-        lab.restart_agent("n1", arguments=_AGENT)
+        lab.restart_agent("n1", arguments=agent)
 
 
 def _is_direct(lab: Lab, ip: str, seed: int) -> bool:
