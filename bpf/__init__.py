@@ -8,6 +8,7 @@
     hooks       attach the programs: to the node's cgroup, to a pod's netns
     pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
     direct      the direct path: targets, verdicts, flows
+    services    what connections to Services are spread over
     promote     takes direct flows from TCP to socket to socket, and back
     nudge       wakes a reader of a direct flow
     registry    which pods are enrolled, and their slots
@@ -20,9 +21,9 @@
     preflight   what this kernel and this process lack, and the cure
     cgroup, netns, btf, syscall    the kernel's interfaces, one file each
 
-In the kernel a connection meets the sources in this order: connect.c (where to), direct.c (whether without the
-agent), sockops.c and flows.c (its life), lookup.c (whether it may come in), names.c (what the application sees),
-accelerate.c and promote.c (its bytes).
+In the kernel a connection meets the sources in this order: connect.c (where to), services.c (to which endpoint),
+direct.c (whether without the agent), sockops.c and flows.c (its life), lookup.c (whether it may come in), names.c (what
+the application sees), accelerate.c and promote.c (its bytes).
 
 Pins: PIN/enrolled, PIN/steered and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout.
 A netns is served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from bpf import DirectClosed, DirectOpened, Event, Kernel, Mode, Target, VerdictEntry, compile
-from bpf.layouts import BACKENDS, SERVICE
+from bpf.layouts import ACCELERATE_PODS, BACKENDS, SERVICE
 from mesh.balance import Balance, Endpoint
 from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
+from tests.kernel.promoting import promoted, promoter
 from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol
 from tests.kernel.test_direct import drained, events
 from tests.kernel.test_life import another_layout, artifact, until
@@ -340,6 +341,28 @@ def test_a_pod_that_is_drawn_by_itself_talks_to_itself(
     assert (closed.sent, closed.received) == (9, 11)
     drained(kernel)
     assert not listeners.waiting()
+
+
+@pytest.mark.parametrize("vip", FAMILIES, ids=["IPv4", "IPv6"])
+def test_flows_to_a_service_are_promoted_also_to_the_pod_itself(vip: SocketAddress, rig: Rig, pod: Pod) -> None:
+    kernel = rig.kernel(direct=True, accelerate=ACCELERATE_PODS)
+    other = rig.add_pod()
+    for each in (pod, other):
+        enrol(kernel, each)
+    kernel.set_targets({p.name: Target(mode=Mode.OPEN) for p in (pod, other)})
+    app = rig.worker("pods", pod)
+    with promoter(kernel, pod, other) as made:
+        for each in (other, pod):
+            kernel.set_services({vip: balance(vip, [each])})
+            server = rig.worker("pods", each)
+            listener, _ = server.listen("::", PORT, dual=True)
+            client = app.dial(*vip)
+            accepted, _ = server.accept(listener)
+            promoted(made, app, server, client, accepted)
+            app.close(client)
+            assert server.recv(accepted) == b""
+            server.close(accepted)
+            drained(kernel)
 
 
 def test_sockets_of_every_kind(
