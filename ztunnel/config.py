@@ -35,7 +35,7 @@ class Config:
     drain_seconds: float = _DRAIN_SECONDS
     accelerate: str = "none"
     direct: str = "off"
-    direct_acceleration: str = "off"
+    direct_acceleration: str = "on"
     unload: bool = False
 
     @property
@@ -87,10 +87,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     )
     add(
         "--direct-acceleration",
-        default="off",
+        default="on",
         choices=SWITCH,
-        help="hand the bytes of direct connections past TCP, between applications that never wait in a receive; see "
-        "docs/direct.md (default: %(default)s)",
+        help="hand the bytes of direct connections past TCP, between applications that never wait in a receive; "
+        "see docs/direct.md (default: %(default)s)",
     )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
     try:
