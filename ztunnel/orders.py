@@ -194,11 +194,25 @@ class Engine(Protocol):
     def refused(self) -> Mapping[Reason, int]:
         """Connections turned away before they had an id, since the start: failed handshakes, limits, stray captures."""
 
-    def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
-        """Make the listeners of a pod in its netns (a file descriptor, duplicated); not accepting yet."""
+    def add_pod(
+        self,
+        pod: str,
+        netns: int,
+        trust_domain: str,
+        addresses: Sequence[str],
+        listeners: Listeners | None = None,
+    ) -> Listeners:
+        """Make the listeners of a pod in its netns (a file descriptor, duplicated); not accepting yet. `listeners`:
+        those of another agent's engine, to go on with; the descriptors belong to this engine from now on, also if it
+        raises. Returns the listeners as they are; the descriptors stay the engine's."""
 
     def start_pod(self, pod: str) -> None:
-        """Accept from now on."""
+        """Accept from now on, also after `pause`."""
+
+    def pause(self) -> None:
+        """Accept nothing more, of any pod, until `start_pod`. The listeners stay open, and new connections wait in them
+        for whoever accepts next: this engine, or another that was given the descriptors. To go for good afterwards is
+        `drain`: it must close() listeners, never shutdown() them."""
 
     def set_credentials(self, pod: str, credentials: Credentials) -> None:
         """Certificate for new handshakes, both directions; open connections keep theirs. Without any, tunnel handshakes

@@ -13,7 +13,7 @@ from mesh.reason import Reason
 from ztunnel.engine.connection import Connection
 from ztunnel.engine.endpoint import Downstream
 from ztunnel.engine.limits import Limits
-from ztunnel.engine.listener import Listener, listen
+from ztunnel.engine.listener import Listener, adopted, listen
 from ztunnel.engine.mux import Header
 from ztunnel.engine.netns import SocketFactory, open_socket
 from ztunnel.engine.pod import Pod, new_pod
@@ -73,9 +73,17 @@ class PythonEngine:
 
     # The protocol
 
-    def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
+    def add_pod(
+        self,
+        pod: str,
+        netns: int,
+        trust_domain: str,
+        addresses: Sequence[str],
+        listeners: Listeners | None = None,
+    ) -> Listeners:
         """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already. One
         that was removed with `listeners_only` and has open connections still keeps them."""
+        given = None if listeners is None else adopted(listeners)  # closed by themselves if this raises
         if self._draining:
             raise ValueError(f"pod {pod}: the engine is draining")
         state = self._pods.get(pod)
@@ -87,7 +95,7 @@ class PythonEngine:
         else:
             state.renew(netns, trust_domain, addresses)
         try:
-            return self._listen(state)
+            return self._listen(state, given)
         except OSError:
             state.close_listeners()
             self._discard_if_unused(state)
@@ -96,6 +104,11 @@ class PythonEngine:
     def start_pod(self, pod: str) -> None:
         for listener in self._pods[pod].listeners:
             listener.start()
+
+    def pause(self) -> None:
+        for state in self._pods.values():
+            for listener in state.listeners:
+                listener.stop()
 
     def set_credentials(self, pod: str, credentials: Credentials) -> None:
         """ValueError: not usable; what the pod had before stays."""
@@ -146,9 +159,12 @@ class PythonEngine:
 
     # Connections come
 
-    def _listen(self, pod: Pod) -> Listeners:
+    def _listen(self, pod: Pod, given: Sequence[socket.socket | None] | None) -> Listeners:
+        """On those that were `given`, in the order of the fields of Listeners, else on new ones."""
+        next_given = iter(given or ())
+
         def made(family: int, accepted: Callable[[Pod, socket.socket], None]) -> int | None:
-            sock = listen(pod.sockets, pod.netns, family)
+            sock = listen(pod.sockets, pod.netns, family) if given is None else next(next_given)
             if sock is None:
                 return None
             runtime = self._runtime

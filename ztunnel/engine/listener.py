@@ -7,10 +7,12 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import fields
 
 from ztunnel.engine.netns import SocketFactory
 from ztunnel.engine.poller import Poller
 from ztunnel.engine.tcp import reset_on_close
+from ztunnel.orders import Listeners
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
@@ -47,6 +49,18 @@ def listen(sockets: SocketFactory, netns: int, family: int) -> socket.socket | N
     return sock
 
 
+def adopted(listeners: Listeners) -> list[socket.socket | None]:
+    """Another engine's, by its descriptors, which these sockets own, in the order of the fields."""
+    fds = (getattr(listeners, field.name) for field in fields(listeners))
+    return [None if fd is None else _non_blocking(fd) for fd in fds]
+
+
+def _non_blocking(fd: int) -> socket.socket:
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
 class Listener:
     """Accepts from `start` until `close` and hands each connection, non-blocking, to `accepted`. `destroyed`, called
     once: somebody has ended the socket from outside (a pod with NET_ADMIN may, by sock_diag(7)); it is closed then."""
@@ -72,13 +86,19 @@ class Listener:
     def start(self) -> None:
         self._poller.watch(self._sock.fileno(), lambda _readable, _writable, _failed: self._wake())
 
-    def close(self) -> None:
-        """Idempotent. Connections in the backlog are reset by the kernel."""
+    def stop(self) -> None:
+        """Accept nothing more until `start`; idempotent. Connections wait in the backlog."""
         if self._pending is not None:
             self._pending.cancel()
+            self._pending = None
         if self._sock.fileno() >= 0:
             self._poller.forget(self._sock.fileno())
-            self._sock.close()
+
+    def close(self) -> None:
+        """Idempotent. Connections in the backlog are reset by the kernel, unless another process has the socket too;
+        hence no shutdown(), which would end it for everybody."""
+        self.stop()
+        self._sock.close()
 
     def _wake(self) -> None:
         if self._pending is None:

@@ -83,19 +83,21 @@ class Node:
         addresses: Sequence[str] = ("127.0.0.1", "::1"),
         sockets: SocketFactory = loopback_socket,
         start: bool = True,
+        listeners: Listeners | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.pod, self._netns, self._addresses = pod, netns, addresses
-        self.memory = Memory()
+        self.memory = memory or Memory()
         self.facts: list[Fact] = []
         self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
         self._news = asyncio.Event()
         self.engine = PythonEngine(self.memory, self._report, limits=limits, sockets=sockets)
-        self.enrol(trust_domain, start=start)
+        self.enrol(trust_domain, start=start, given=listeners)
 
-    def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True) -> None:
+    def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True, given: Listeners | None = None) -> None:
         netns = os.open(self._netns, os.O_RDONLY)
         try:
-            self.listeners: Listeners = self.engine.add_pod(self.pod, netns, trust_domain, self._addresses)
+            self.listeners: Listeners = self.engine.add_pod(self.pod, netns, trust_domain, self._addresses, given)
         finally:
             os.close(netns)
         if start:

@@ -11,6 +11,7 @@ import random
 import resource
 import socket
 import struct
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mesh.reason import Reason
 from tests.unit.ztunnel.engine.authority import CLIENT, SERVER
 from tests.unit.ztunnel.engine.nodes import DEADLINE, Node, Pair, application, echo, eventually, pair
 from ztunnel.engine import Limits
-from ztunnel.orders import Captured, Close, Deaf, Ended, Offered, Opened, Refuse, RelayPlain
+from ztunnel.orders import Captured, Close, Deaf, Ended, Listeners, Offered, Opened, Refuse, RelayPlain
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -648,3 +649,55 @@ async def test_draining_an_idle_engine_takes_no_time() -> None:
         async with asyncio.timeout(5):
             await made.client.engine.drain(60)
             await made.server.engine.drain(60)
+
+
+async def test_what_comes_while_paused_waits_and_is_accepted_afterwards() -> None:
+    async with pair() as made, application(made, echo):
+        open_reader, open_writer = await made.connect()
+        await made.client.opened()
+        for node in (made.client, made.server):
+            node.engine.pause()
+        waiting = [await made.connect() for _ in range(10)]  # the kernel completes them
+        open_writer.write(b"on")
+        assert await asyncio.wait_for(open_reader.readexactly(2), DEADLINE) == b"on"
+        assert len(made.client.of(Captured)) == 1
+        made.client.engine.start_pod("client-pod")
+        made.server.engine.start_pod("server-pod")
+        for reader, writer in waiting:
+            writer.write(b"ok")
+            assert await asyncio.wait_for(reader.readexactly(2), DEADLINE) == b"ok"
+            writer.close()
+        open_writer.close()
+
+
+async def test_another_engine_goes_on_with_the_listeners_and_no_connection_is_refused() -> None:
+    """As in a hand-over: the descriptors are duplicates, the sockets the same; the first engine then drains."""
+    async with pair() as made, application(made, echo):
+        long_reader, long_writer = await made.connect()
+        await made.client.opened()
+        for name in ("client", "server"):
+            old = getattr(made, name)
+            old.engine.pause()
+            heir = Node(old.pod, start=False, listeners=duplicates(old.listeners), memory=old.memory)
+            setattr(made, name, heir)
+            identity = CLIENT if name == "client" else SERVER
+            heir.engine.set_credentials(heir.pod, made.authority.issue(identity))
+            heir.decide = old.decide
+            waiting = [await made.connect() for _ in range(5)] if name == "client" else []
+            draining = asyncio.create_task(old.engine.drain(DEADLINE))
+            await asyncio.sleep(0)  # the old engine's descriptors are closed
+            heir.engine.start_pod(heir.pod)
+            for reader, writer in [*waiting, await made.connect()]:
+                writer.write(b"ok")
+                assert await asyncio.wait_for(reader.readexactly(2), DEADLINE) == b"ok"
+                writer.close()
+            if name == "client":
+                long_writer.write(b"long")
+                assert await asyncio.wait_for(long_reader.readexactly(4), DEADLINE) == b"long"
+                long_writer.close()
+            await asyncio.wait_for(draining, DEADLINE)
+
+
+def duplicates(listeners: Listeners) -> Listeners:
+    held = {field.name: getattr(listeners, field.name) for field in fields(Listeners)}
+    return Listeners(**{name: None if fd is None else os.dup(fd) for name, fd in held.items()})
