@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from bpf import compile, netns, nudge, pin, preflight, syscall
 from bpf.artifact import Artifact
+from bpf.cgroup import Cgroup
 from bpf.direct import DirectFlow, DirectPath, Target, VerdictEntry
 from bpf.events import Ring
 from bpf.facts import Description, describe
@@ -62,12 +64,26 @@ class Listeners(Protocol):
     def tunnel6(self) -> int | None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What it was opened with. `cgroups`: ids and levels of the agent's and the kubelet's."""
+
+    node: Cgroup
+    cgroups: Sequence[int]
+    quota: int
+    accelerate: int
+    direct: bool
+
+
 class Kernel:
     """One node's kernel side. For one thread: the agent's event loop."""
 
-    def __init__(self, pins: Path, artifact: Artifact, maps: Mapping[str, Map], registry: Map) -> None:
+    def __init__(
+        self, pins: Path, artifact: Artifact, maps: Mapping[str, Map], registry: Map, settings: Settings
+    ) -> None:
         self._pins = pins
         self._artifact = artifact
+        self._settings = settings
         self._maps = maps
         self._registry_map = registry
         self._registry = Registry(registry)
@@ -91,6 +107,7 @@ class Kernel:
         quota: int = QUOTA,
         accelerate: int = 0,
         direct: bool = False,
+        succeeding: bool = False,
     ) -> Kernel:
         """Load, or adopt what a former agent left pinned and replace its programs by these, without a gap.
 
@@ -98,33 +115,38 @@ class Kernel:
         `accelerate`: ACCELERATE_* of bpf.layouts. `direct`: connections take the direct path where targets and verdicts
         say so; those that a former agent wrote stay in force, under the same generation.
         Announcements of a former agent are forgotten; its listeners are gone with it, so adopted pods are closed until
-        `set_listeners` or `enrol`.
+        `set_listeners` or `enrol`. `succeeding`: the former agent lives, its announcements and listeners are good.
         """
-        node, settings = preflight.check(pins, cgroup, agent_cgroup, kubelet_cgroup)
+        node, cgroups = preflight.check(pins, cgroup, agent_cgroup, kubelet_cgroup)
         if accelerate:
             preflight.tells_sequence_numbers()
         artifact = compile.build(cache)
+        settings = Settings(node=node, cgroups=cgroups, quota=quota, accelerate=accelerate, direct=direct)
         pins.mkdir(mode=0o700, exist_ok=True)
         with pin.locked(pins):
             registry = pin.adopt_map(pins / "registry", REGISTRY)
-            self = cls(pins, artifact, pin.adopt_maps(pins, artifact), registry)
+            self = cls(pins, artifact, pin.adopt_maps(pins, artifact), registry, settings)
             try:
-                generation = self._direct.generation or 1
-                self._set(*settings, quota, 0, generation, direct)
-                for key in self._announced.walk():
-                    self._announced.delete(key)
-                self._hooks.attach_cgroup(node)
-                self._hooks.replace_netns(self.pods().values())
-                self._hooks.attach_options(node, wanted=bool(accelerate & ACCELERATE_PODS))
-                self._hooks.attach_messages(wanted=direct or bool(accelerate))
-                self._hooks.attach_acceleration(bool(accelerate))
-                self._set(*settings, quota, accelerate, generation, direct)
-                self._forget_usage()
+                if not succeeding:
+                    for key in self._announced.walk():
+                        self._announced.delete(key)
+                self._attach()
                 self._collect()
             except BaseException:
                 self.close()
                 raise
         return self
+
+    def reassert(self) -> None:
+        """These programs and settings again, whatever another agent has attached and set since; pods that it has
+        enrolled are to be enrolled again."""
+        with pin.locked(self._pins):
+            self._attach()
+
+    @property
+    def layout(self) -> str:
+        """Names the maps: what one agent wrote, another finds if this is equal."""
+        return self._artifact.layout
 
     def close(self) -> None:
         """Let go of the file descriptors; programs, maps and pins stay, and enrolled pods stay captured."""
@@ -200,7 +222,7 @@ class Kernel:
             key = INDEX.pack(slot * KINDS + kind)
             if fd is None:
                 self._maps["listeners"].delete(key)
-            else:
+            elif self._maps["listeners"].get(key) != netns.socket_cookie(fd):  # else it is there, handed over
                 self._maps["listeners"].put(key, COOKIE.pack(fd))
 
     def unenrol(self, instance: str) -> None:
@@ -226,7 +248,8 @@ class Kernel:
         """What was dialled, for a connection accepted by an outbound listener of the netns with this cookie; `local`
         and `peer` as the accepted socket reports them. Known until that socket closes. None: refuse, nobody recorded
         it."""
-        found = self._captured.get(pack_tuple(cookie, local, peer))
+        key = pack_tuple(cookie, local, peer)
+        found = self._captured.get(key) or self._captured_by_others(key)
         if found is None:
             return None
         _, ip, port, drawn = DESTINATION.unpack(found)
@@ -314,6 +337,20 @@ class Kernel:
 
     # Inside
 
+    def _attach(self) -> None:
+        wanted, generation = self._settings, self._direct.generation or 1
+        accelerate, direct = wanted.accelerate, wanted.direct
+        # What was on stays on: a direction that is sent in meanwhile would leave acceleration for good.
+        now = SETTINGS.unpack(self._maps["settings"].get(INDEX.pack(0)) or bytes(SETTINGS.size))[5]
+        self._set(*wanted.cgroups, wanted.quota, now & accelerate, generation, direct)
+        self._hooks.attach_cgroup(wanted.node)
+        self._hooks.replace_netns(self.pods().values())
+        self._hooks.attach_options(wanted.node, wanted=bool(accelerate & ACCELERATE_PODS))
+        self._hooks.attach_messages(wanted=direct or bool(accelerate))
+        self._hooks.attach_acceleration(bool(accelerate))
+        self._set(*wanted.cgroups, wanted.quota, accelerate, generation, direct)
+        self._forget_usage()
+
     def _set(self, agent: int, kubelet: int, agent_level: int, kubelet_level: int, *rest: int) -> None:
         self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(agent, kubelet, agent_level, kubelet_level, *rest))
 
@@ -359,6 +396,14 @@ class Kernel:
         for key, held in self._maps["usage"].items():
             if held == INDEX.pack(0) and self._maps["enrolled"].get(key) is None:
                 self._maps["usage"].delete(key)
+
+    def _captured_by_others(self, key: bytes) -> bytes | None:
+        """A connection that waited in the listener while its pod went over to this layout."""
+        for folder in self._other_layouts():
+            with pin.same_maps(folder, [self._captured.definition]) as maps:
+                if maps and (found := maps["captured"].get(key)) is not None:
+                    return found
+        return None
 
     def _other_layouts(self) -> list[Path]:
         return [folder for folder in pin.layouts(self._pins) if folder != self._folder]

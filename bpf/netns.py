@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+_SO_COOKIE = 57  # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +48,12 @@ def cookie(netns_fd: int | None = None) -> int:
 def cookie_of(sock: socket.socket) -> int:
     """The cookie of the namespace that a socket lives in."""
     return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
+def socket_cookie(fd: int) -> bytes:
+    """What names the socket for the life of this machine; as the look-up of a sockmap gives it."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
 
 
 def _enter(fd: int) -> None:

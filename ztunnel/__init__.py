@@ -15,7 +15,12 @@ What it decides from, and about whom:
 
     sync          the delta stream from the controller; holdings: what it has brought; journal: the copy on disk
     uplink        the way to the controller; certificates: one per identity; csr: asking for them
-    pods          records of this node's pods; step: what one needs next; enrol: doing it
+    pods          records of this node's pods; step: what one needs next; enrol: doing it; roster: all of them
+
+A planned restart:
+
+    handover/     the conversation of the old agent and the new one · succession: what is handed over, in which order
+    gate          nobody enrols or leaves meanwhile · premises: the directory and the cgroup that both agents share
 
     engine/       the moving side behind the seam · metrics/, access_log, admin/, cli/: seeing it
     agent         all of it put together; config: its settings; __main__: `python -m ztunnel`

@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 import bpf
 from bpf import preflight, selftest
 from bpf.layouts import ACCELERATE_PODS
-from ztunnel.agent import Agent, prepare_run_directory
+from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
+from ztunnel.handover.heir import Inheritance, NotTaken, claim
+from ztunnel.premises import prepare_run_directory
 
 log = logging.getLogger("ztunnel")
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
         acceleration = config.acceleration
         if acceleration & ACCELERATE_PODS and not config.unload:
             acceleration = _proved(config, acceleration)
+        inherited = None if config.unload else _ready_to_serve(config)
         kernel = bpf.Kernel.open(
             config.bpf,
             cgroup=config.cgroup,
@@ -44,20 +47,26 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
             kubelet_cgroup=config.kubelet_cgroup,
             accelerate=acceleration,
             direct=config.direct == "on",
+            succeeding=inherited is not None,
         )
-        if not config.unload:
-            preflight.runs_in(config.agent_cgroup)
-    except (OSError, bpf.PreflightError) as error:
+    except (OSError, bpf.PreflightError, NotTaken) as error:
         log.error("%s", error)
         return 1
     if config.unload:
         kernel.unload()
         return 0
     try:
-        asyncio.run(_serve(config, kernel))
+        return asyncio.run(_serve(config, kernel, inherited))
     finally:
         kernel.close()
-    return 0
+
+
+def _ready_to_serve(config: Config) -> Inheritance | None:
+    """What can take long or fail is done before the agent that runs, if one does, is asked for what it has."""
+    preflight.runs_in(config.agent_cgroup)
+    preflight.check(config.bpf, config.cgroup, config.agent_cgroup, config.kubelet_cgroup)
+    bpf.compile.build()
+    return claim(config.run)
 
 
 def _proved(config: Config, acceleration: int) -> int:
@@ -68,12 +77,18 @@ def _proved(config: Config, acceleration: int) -> int:
     return acceleration & ~ACCELERATE_PODS
 
 
-async def _serve(config: Config, kernel: bpf.Kernel) -> None:
-    agent = Agent(config, kernel, PythonEngine, version=_version())
+async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None) -> int:
+    agent = Agent(config, kernel, PythonEngine, version=_version(), inherited=inherited)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _once_then_exit(agent.stop, number))
-    await agent.run()
+    code = 0
+    try:
+        await agent.run()
+    except* NotTaken as group:
+        log.error("%s", group.exceptions[0])
+        code = 1
+    return code
 
 
 def _once_then_exit(stop: Callable[[], None], number: int) -> Callable[[], None]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sys
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from ztunnel import pods as records
 from ztunnel import refusals
 from ztunnel.access_log import AccessLog, Level
 from ztunnel.admin.levels import Levels
+from ztunnel.admin.listener import unix_listener
 from ztunnel.admin.server import Endpoints, Ports
 from ztunnel.certificates import Certificates, CertificateView
 from ztunnel.config import Config
@@ -34,8 +36,10 @@ from ztunnel.connections import Connection, Connections
 from ztunnel.decider import Decider
 from ztunnel.direct import Direct
 from ztunnel.direct import Kernel as DirectKernel
-from ztunnel.enrol import Capture, Pod, Pods, Surroundings
+from ztunnel.enrol import Capture, Pod, Surroundings
 from ztunnel.flows import Flow, Flows
+from ztunnel.handover.giver import Giver
+from ztunnel.handover.heir import SOCKET, Inheritance
 from ztunnel.hearing import Hearing
 from ztunnel.holdings import Holdings
 from ztunnel.journal import Journal
@@ -43,14 +47,18 @@ from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
 from ztunnel.metrics.trials import Trials
 from ztunnel.older import OlderConnection
-from ztunnel.orders import Credentials, Engine, EngineFactory, Fact, Steering
+from ztunnel.orders import Close, Credentials, Engine, EngineFactory, Fact, Steering
+from ztunnel.premises import ASIDE, processes
+from ztunnel.roster import Pods
+from ztunnel.succession import Kernel as SuccessionKernel
+from ztunnel.succession import Succession
 from ztunnel.sync import Sync
 from ztunnel.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
 
-class Kernel(Capture, Steering, DirectKernel, Protocol):
+class Kernel(Capture, Steering, DirectKernel, SuccessionKernel, Protocol):
     """What the agent needs of the kernel side (implemented by `bpf.Kernel`)."""
 
     def pods(self) -> Mapping[str, PodSlot]:
@@ -73,14 +81,24 @@ class Agent:
     """One node's agent. Satisfies `ztunnel.admin.view.AgentView`."""
 
     def __init__(
-        self, config: Config, kernel: Kernel, engine: EngineFactory, *, version: str, ports: Ports | None = None
+        self,
+        config: Config,
+        kernel: Kernel,
+        engine: EngineFactory,
+        *,
+        version: str,
+        ports: Ports | None = None,
+        inherited: Inheritance | None = None,
     ) -> None:
         self.config, self._kernel = config, kernel
         self.started_at = _now()
         self._rng = random.SystemRandom()
-        self._stopping = asyncio.Event()
+        self._ending, self._stopping = asyncio.Event(), asyncio.Event()
         self._listed = False
+        self._inherited = inherited
+        self._adopted: frozenset[str] = frozenset()  # in the kernel when this agent began
         self._tasks: asyncio.TaskGroup | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._pod_tasks: set[asyncio.Task[None]] = set()
         self._cookies: dict[int, str] = {}  # of the pods' network namespaces -> instance
 
@@ -125,6 +143,7 @@ class Agent:
                 snapshot=lambda: self.snapshot,
                 joined=self._direct.joined,
                 leaving=self._direct.leave,
+                agents=partial(processes, config.agent_cgroup),
                 own_netns=Path("/proc/self/ns/net").stat().st_ino,
             ),
             spawn=self._spawn_pod,
@@ -156,43 +175,93 @@ class Agent:
             ports=ports or Ports(),
         )
 
+        self._succession = Succession(
+            kernel=kernel,
+            engine=self.engine,
+            sync=self._sync,
+            certificates=self._certificates,
+            direct=self._direct,
+            pods=self._pods,
+            endpoints=self._endpoints,
+            halt=self._halt,
+            begin=self._begin,
+            ended=self._ending.set,
+        )
+
     def stop(self) -> None:
         """Begin a graceful stop: listeners closed, GOAWAY, drain deadline, end. The kernel side stays: closed."""
         self._stopping.set()
+        self._succession.stop()
 
     async def run(self) -> None:
-        """Serve until `stop`."""
-        adopted = frozenset(self._kernel.pods())
-        if self._sync.restore():
-            log.info("%d resources of the last run are in force until the controller answers", len(self._held))
+        """Serve until `stop`, or until another agent has taken over; then drain. NotTaken (in a group) if this one was
+        to take over and may not."""
+        self._adopted = frozenset(self._kernel.pods())
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                background = [
-                    tasks.create_task(self._endpoints.serve(), name="admin"),
-                    tasks.create_task(self._sync.run(), name="controller"),
-                    tasks.create_task(self._certificates.run(), name="certificates"),
-                    tasks.create_task(self._follow_kernel(), name="kernel events"),
-                    tasks.create_task(self._direct.run(), name="direct"),
-                    tasks.create_task(self._follow_pods(adopted), name="pods"),
-                ]
-                await self._stopping.wait()
-                await self._drain(background)
+                if self._inherited is not None:
+                    await self._succession.inherit(self._inherited, records.read(self.config.pods, {}))
+                elif self._sync.restore():
+                    log.info("%d resources of the last run are in force until the controller answers", len(self._held))
+                self._begin()
+                giving = tasks.create_task(self._give(), name="hand-over")
+                await self._ending.wait()
+                await self._drain()
+                if self._succession.released and self.config.replaced == "wait":
+                    await self._stopping.wait()
+                giving.cancel()
+                await self._halt()
+                log.info("stopped")
         finally:
-            self._sync.journal.close()
             self._access.close()
 
-    async def _drain(self, background: list[asyncio.Task[None]]) -> None:
+    def _begin(self) -> None:
+        work = {
+            "admin": self._endpoints.serve(),
+            "controller": self._sync.run(),
+            "certificates": self._certificates.run(),
+            "kernel events": self._follow_kernel(),
+            "direct": self._direct.run(),
+            "pods": self._follow_pods(),
+        }
+        assert self._tasks is not None
+        self._background = [self._tasks.create_task(each, name=name) for name, each in work.items()]
+
+    async def _halt(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _give(self) -> None:
+        path = self.config.run / SOCKET
+        listener = self._succession.listener or unix_listener(path)
+        self._succession.listener = listener
+        try:
+            await Giver(holder=self._succession, listener=listener).serve()
+        finally:
+            listener.close()
+            if not self._succession.released:
+                path.unlink(missing_ok=True)
+
+    async def _drain(self) -> None:
         log.info("stopping: %d connections may take %.1f s", len(self.engine.counts()), self.config.drain_seconds)
-        # No pod is enrolled any more; snapshots still come, and still close what they forbid.
-        enrolling = [background[-1], *self._pod_tasks]
+        assert self._tasks is not None
+        if self._succession.released:  # and so halted: enrolment is another's now
+            enrolling = list(self._pod_tasks)
+            aside = self._endpoints.serve_aside(f"{ASIDE}{os.getpid()}.sock")
+            self._background = [self._tasks.create_task(each) for each in (self._sync.obey(self._blind), aside)]
+        else:  # no pod is enrolled any more; snapshots still come, and still close what they forbid
+            enrolling = [self._background[-1], *self._pod_tasks]
         for task in enrolling:
             task.cancel()
         await asyncio.gather(*enrolling, return_exceptions=True)
         await self.engine.drain(self.config.drain_seconds)
-        for task in background:
-            task.cancel()
-        log.info("stopped")
+
+    def _blind(self) -> None:
+        """Nobody can tell what is permitted any more."""
+        for id_ in self.engine.counts():
+            self.engine.order(Close(id=id_, reason=Reason.REVOKED, detail="the agent cannot learn what is permitted"))
 
     # What changes
 
@@ -214,13 +283,13 @@ class Agent:
     def _joined(self) -> None:
         self._certificates.retry()
 
-    async def _follow_pods(self, adopted: frozenset[str]) -> None:
+    async def _follow_pods(self) -> None:
         async for found in records.follow(self.config.pods):
+            adopted, self._adopted = self._adopted, frozenset()
             if not self._listed:
                 self._release_strays(adopted - found.keys())
                 self._listed = True
             self._pods.update(found, adopted)
-            adopted = frozenset()
 
     def _release_strays(self, instances: frozenset[str]) -> None:
         """Pods that were deleted while no agent ran."""
@@ -293,7 +362,7 @@ class Agent:
 
     def pending(self) -> Sequence[str]:
         waits = []
-        if self._stopping.is_set():
+        if self._ending.is_set():
             waits.append("stopping")
         if not self._listed:
             waits.append(f"pod records in {self.config.pods}")
@@ -327,13 +396,3 @@ class Agent:
 
     def kernel_counters(self) -> Mapping[Reason, int]:
         return self._kernel.counters()
-
-
-def prepare_run_directory(path: Path) -> None:
-    """The agent's own directory, for nobody else; OSError names it and the cure."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--run {path} cannot be made: {error.strerror}; name a directory on a writable disk") from error
-    with suppress(PermissionError):
-        path.chmod(0o700)

@@ -1,15 +1,15 @@
 """Certificates of the identities that run on this node: one per identity, however many pods share it.
 
 `plan` is pure and says what is due; `Certificates` does it. A new one is fetched at half of the old one's life, the
-old one serves until it expires. Keys are made here, P-256, and never leave this process' memory; an identity whose
-last pod has left is forgotten, key and all.
+old one serves until it expires. Keys are made here, P-256, and are in memory only: this process', and in a planned
+restart its successor's. An identity whose last pod has left is forgotten, key and all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -127,6 +127,14 @@ class Certificates:
         """The certificate to use now; None while there is none that is valid."""
         held = self._held.get(identity)
         return held.credentials if held is not None and held.not_after > self.now() else None
+
+    def held(self) -> Sequence[Held]:
+        """All, keys included: for a successor."""
+        return list(self._held.values())
+
+    def inherit(self, held: Iterable[Held]) -> None:
+        """From a predecessor, before `run`; those that nobody wants by then are forgotten."""
+        self._held.update((one.credentials.identity, one) for one in held)
 
     def error(self, identity: SpiffeId) -> str:
         """Why the last attempt failed; empty if it did not."""

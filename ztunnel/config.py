@@ -15,12 +15,14 @@ _DRAIN_SECONDS = 5.0
 ACCELERATE = {"none": 0, "to-agent": 1}
 _PODS = 4  # between the pods of a direct connection
 SWITCH = ("on", "off")
+REPLACED = ("exit", "wait")
 LEVELS = ("debug", "info", "warn", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The settings, checked; `drain_seconds` is how long open connections may go on after SIGTERM."""
+    """The settings, checked; `drain_seconds` is how long open connections may go on after SIGTERM, and after another
+    agent has taken over; `replaced` what comes then."""
 
     node: str
     node_ip: str
@@ -36,6 +38,7 @@ class Config:
     accelerate: str = "none"
     direct: str = "off"
     direct_acceleration: str = "on"
+    replaced: str = "exit"
     unload: bool = False
 
     @property
@@ -64,7 +67,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     add("--node", required=True, help="name of this node, as in spec.nodeName")
     add("--node-ip", required=True, type=_ip, help="address of this node")
     add("--pods", required=True, type=Path, help="directory with one <metadata.uid>.json per pod of this node")
-    add("--run", required=True, type=Path, help="directory of the agent alone: admin.sock, snapshot.jsonl")
+    add("--run", required=True, type=Path, help="directory of this agent, and of one that runs and is to be replaced")
     add("--bpf", required=True, type=Path, help="directory on a bpf filesystem, for pins")
     add("--cgroup", required=True, type=Path, help="cgroup v2 directory with the children agent, kubelet, pods")
     add("--controller", required=True, type=_host_port, help="HOST:PORT of the controller")
@@ -92,12 +95,28 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         help="hand the bytes of direct connections past TCP, between applications that never wait in a receive; "
         "see docs/direct.md (default: %(default)s)",
     )
+    add(
+        "--drain",
+        type=_drain,
+        metavar="SECONDS",
+        help="how long open connections may go on when this agent is stopped or replaced (default: environment "
+        f"CONNECTION_TERMINATION_DEADLINE, else TERMINATION_GRACE_PERIOD_SECONDS less 5, else {_DRAIN_SECONDS:g})",
+    )
+    add(
+        "--replaced",
+        default="exit",
+        choices=REPLACED,
+        help="when another agent with the same --run has taken over and connections have drained: exit, or wait for "
+        "SIGTERM, for supervisors that start again what exits, as Kubernetes does (default: %(default)s)",
+    )
     add("--unload", action="store_true", help="un-enrol all pods, detach and remove everything from the kernel, exit")
+    settings = vars(parser.parse_args(arguments))
+    drain = settings.pop("drain")
     try:
-        drain = drain_seconds(environment)
+        default = drain_seconds(environment)
     except ValueError as error:
         parser.error(str(error))
-    return Config(**vars(parser.parse_args(arguments)), drain_seconds=drain)
+    return Config(**settings, drain_seconds=default if drain is None else drain)
 
 
 def drain_seconds(environment: Mapping[str, str]) -> float:
@@ -117,11 +136,18 @@ def _seconds(environment: Mapping[str, str], name: str) -> float | None:
     if not text:
         return None
     try:
+        return _drain(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"environment variable {name}: {error}") from None
+
+
+def _drain(text: str) -> float:
+    try:
         seconds = float(text.removesuffix("s"))
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 86400:
-        raise ValueError(f"environment variable {name}: {text!r} is not a number of seconds up to a day")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to a day")
     return seconds
 
 

@@ -129,6 +129,10 @@ class Connections:
         """They were opened and closed before anybody looked; there are no records of them."""
         self._tell(lambda s: s.passed(common, each, now_ns))
 
+    def forget(self, id_: int) -> None:
+        """It goes on, but is told of by somebody else."""
+        self._live.pop(id_, None)
+
     def live(self) -> Sequence[Connection]:
         """All of them, with the bytes they have moved until now."""
         counts = self._counts()

@@ -66,6 +66,15 @@ def accept(
         ),
         roots=tuple(c.public_bytes(serialization.Encoding.DER) for c in roots),
     )
+    return _held(leaf, credentials, renew_at)
+
+
+def inherited(credentials: Credentials, renew_at: datetime) -> Held:
+    """One that another agent of this node has checked and held; ValueError if it is no certificate."""
+    return _held(x509.load_der_x509_certificate(credentials.chain[0]), credentials, renew_at)
+
+
+def _held(leaf: x509.Certificate, credentials: Credentials, renew_at: datetime) -> Held:
     return Held(
         credentials=credentials,
         serial=leaf.serial_number,

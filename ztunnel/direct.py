@@ -29,6 +29,7 @@ from mesh.snapshot import Snapshot
 from ztunnel import older
 from ztunnel.connections import Connection, Passed, lost
 from ztunnel.flows import Flow, Flows, Record
+from ztunnel.handover.message import DirectKey, DirectState, DirectTarget
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +76,49 @@ class Direct:
     _leaving: set[str] = field(default_factory=set)
     _again: asyncio.Event = field(default_factory=asyncio.Event)
     _barred: dict[int, tuple[Flow, int]] = field(default_factory=dict)  # to be demoted: flow, cookie of the destination
+    _paused: bool = False
+
+    # A planned restart
+
+    def pause(self) -> DirectState | None:
+        """Tell the kernel nothing more, and what it was told last; None: nobody knows."""
+        self._paused = True
+        if self._plan is None:
+            return None
+        targets = self._plan.targets.items()
+        return DirectState(
+            sources=tuple(self._plan.sources),
+            targets=tuple(DirectTarget(instance=i, mode=t.mode, accelerate=t.accelerate) for i, t in targets),
+            permitted=tuple(DirectKey(source=s, destination=d, port=p) for s, d, p in self._plan.entries),
+        )
+
+    def resume(self) -> None:
+        """Whatever the kernel was told meanwhile."""
+        self._paused, self._plan = False, None
+        self._apply()
+
+    def inherit(self, state: DirectState, snapshot: Snapshot) -> None:
+        """Begin with what the predecessor has told the kernel, under this snapshot: what is still right stays in force,
+        also what was added because a pod asked."""
+        entries = [VerdictEntry(source=k.source, destination=k.destination, port=k.port) for k in state.permitted]
+        self._plan = Plan(
+            sources={i: w for i in state.sources if (w := self.workload(snapshot, i)) is not None},
+            targets={t.instance: Target(mode=t.mode, accelerate=t.accelerate) for t in state.targets},
+            entries={entry.key: entry for entry in entries},
+        )
 
     # What the kernel is told
 
     def swapped(self) -> None:
         """There is a new snapshot. Afterwards nothing that it refuses is open, or will be opened."""
+        if self._paused:
+            return
         self._apply()
         self._look(self._judge)
+
+    def renew(self) -> None:
+        """Pods of an agent before have been enrolled again."""
+        self._apply(renewed=True)
 
     def joined(self, instance: str) -> None:
         """The kernel has begun to capture a pod, or has new addresses of it."""
@@ -96,6 +133,8 @@ class Direct:
     def asked(self, connection: Connection) -> None:
         """A captured connection goes through the tunnel; the next one like it may be direct."""
         destination, upstream, made = connection.destination, connection.upstream, self._plan
+        if self._paused:
+            return
         if destination is None or upstream is None or made is None:
             return
         entry = direct.ask(self.snapshot(), made, Key(connection.pod, destination.instance, upstream.port))
@@ -110,6 +149,8 @@ class Direct:
 
     def _apply(self, *, renewed: bool = False) -> None:
         snapshot = self.snapshot()
+        if self._paused:
+            return
         if self._plan is None and not snapshot.workloads and self.on:
             return  # nothing is known yet; what was pinned stays as it is, closed to everything undecided
         try:

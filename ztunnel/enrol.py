@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,11 @@ from mesh.identity import SpiffeId
 from mesh.model import Workload
 from mesh.snapshot import Snapshot
 from ztunnel import older
+from ztunnel.gate import Gate
+from ztunnel.handover import giver
+from ztunnel.handover.channel import close_all
+from ztunnel.handover.heir import PodInheritance
+from ztunnel.handover.message import PodEstate
 from ztunnel.older import OlderConnection
 from ztunnel.orders import Credentials, Engine, Listeners
 from ztunnel.pods import PodRecord
@@ -88,6 +93,8 @@ class Surroundings:
     snapshot: Callable[[], Snapshot]
     joined: Callable[[str], None] = lambda _: None  # a pod (instance) has been enrolled in the kernel
     leaving: Callable[[str], None] = lambda _: None  # and is about to be taken out of it
+    agents: Callable[[], Iterable[int]] = tuple  # other agents' processes: one that was replaced may still drain
+    gate: Gate = field(default_factory=Gate)  # closed while another agent takes over
     own_netns: int  # inode of the node's network namespace: a pod in it is host-network, whatever its record says
 
 
@@ -104,6 +111,9 @@ class Pod:
     redirection: Redirection = Redirection.DISABLED
     error: str = ""
     older: tuple[OlderConnection, ...] = ()
+    inherited: PodInheritance | None = None  # from the agent before; taken once
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # it has been seen to once, whatever came of it
+    _listeners: Listeners | None = None
     _inside: Shape | None = None
     _wanted: SpiffeId | None = None
     _netns: int = -1
@@ -139,8 +149,9 @@ class Pod:
         while True:
             self._changed.clear()
             try:
-                if await self._advance():
-                    return
+                async with self.around.gate.passed():
+                    if await self._advance():
+                        return
                 self._attempts = 0
                 timeout = _OLDER_SECONDS if self.older else None
             except Exception as error:
@@ -157,6 +168,7 @@ class Pod:
                     error,
                     exc_info=not isinstance(error, OSError),
                 )
+            self.settled.set()
             try:
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()
@@ -221,13 +233,21 @@ class Pod:
         self._netns = os.open(record.netns, os.O_RDONLY | os.O_CLOEXEC)
         if os.fstat(self._netns).st_ino == around.own_netns:
             raise ValueError(f"{record.netns} is the node's own network namespace; host-network pods are not enrolled")
-        listeners = around.engine.add_pod(self.instance, self._netns, workload.trust_domain, shape.addresses)
+        inherited, self.inherited = self.inherited, None
+        given = inherited.listeners if inherited is not None else None
+        self._listeners = around.engine.add_pod(
+            self.instance, self._netns, workload.trust_domain, shape.addresses, given
+        )
         try:
-            self._reuse = reuse_ports(self._netns, _REUSE)
-            around.kernel.enrol(self.instance, self._netns, shape.addresses, listeners)
-            around.joined(self.instance)
-            # Before the engine makes sockets of its own in there.
-            self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns))
+            before = reuse_ports(self._netns, _REUSE)
+            around.kernel.enrol(self.instance, self._netns, shape.addresses, self._listeners)
+            if inherited is not None:
+                self._reuse, self.older = inherited.estate.reuse, inherited.estate.older
+            else:
+                around.joined(self.instance)
+                # Before the engine makes sockets of its own in there.
+                self._reuse = before
+                self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns, around.agents()))
             # Nothing is awaited from here until the pod is inside: a certificate that came meanwhile is here, one that
             # comes later finds the pod (`Pods.certified`).
             credentials = around.certificates.current(shape.identity)
@@ -240,6 +260,20 @@ class Pod:
         self._inside, self.adopted = shape, False
         self._tell(Redirection.ENABLED, "", workload)
         log.info("pod %s/%s is enrolled as %s", self.namespace, self.name, shape.identity)
+
+    def legacy(self) -> giver.Pod | None:
+        """What another agent needs to serve this pod; None while it is not served."""
+        if self._inside is None or self._listeners is None:
+            return None
+        present = giver.presence_of(self._listeners)
+        estate = PodEstate(instance=self.instance, present=present, reuse=self._reuse, older=self.older)
+        return giver.Pod(estate=estate, listeners=self._listeners)
+
+    def resume(self) -> None:
+        """Another agent was about to take over and has not: serve on. OSError."""
+        if self._inside is not None and self._listeners is not None:
+            self.around.kernel.enrol(self.instance, self._netns, self._inside.addresses, self._listeners)
+            self.around.engine.start_pod(self.instance)
 
     def _undo(self) -> None:
         """A half-made enrolment: out of the kernel first, so that nothing is steered to listeners that are gone. One
@@ -284,6 +318,7 @@ class Pod:
         raise OSError("a process of the pod destroyed the agent's listeners in its netns (has it NET_ADMIN?)")
 
     def _go(self) -> None:
+        self._forgo()
         self.around.engine.remove_pod(self.instance)
         self.around.leaving(self.instance)
         try:
@@ -335,65 +370,10 @@ class Pod:
     def stop(self) -> None:
         """The agent stops: let go of what only this process holds; the kernel side stays, closed."""
         self._close_netns()
+        self._forgo()
 
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Pods:
-    """All pods of this node, each with its own task."""
-
-    around: Surroundings
-    spawn: Callable[[Awaitable[None], str], object]
-    by_instance: dict[str, Pod] = field(default_factory=dict)
-
-    def update(self, records: Mapping[str, PodRecord], adopted: frozenset[str] = frozenset()) -> None:
-        """The records as they are now; `adopted` are those pinned before this agent began."""
-        for instance, record in records.items():
-            pod = self.by_instance.get(instance)
-            if pod is None:
-                self._begin(instance, record, instance in adopted)
-            elif pod.record != record:
-                pod.record = record
-                pod.wake()
-        for instance, pod in self.by_instance.items():
-            if instance not in records and pod.record is not None:
-                pod.record = None
-                pod.wake()
-
-    def wake(self) -> None:
-        for pod in self.by_instance.values():
-            pod.wake()
-
-    def deaf(self, instance: str) -> None:
-        """The pod's listeners are gone."""
-        pod = self.by_instance.get(instance)
-        if pod is not None:
-            pod.deaf()
-
-    def certified(self, credentials: Credentials) -> None:
-        """A certificate came or was renewed."""
-        for pod in self.by_instance.values():
-            if pod.identity == credentials.identity:
-                try:
-                    self.around.engine.set_credentials(pod.instance, credentials)
-                except ValueError as error:
-                    log.error("pod %s/%s keeps its certificate: %s", pod.namespace, pod.name, error)
-            pod.wake()
-
-    def _begin(self, instance: str, record: PodRecord, adopted: bool) -> None:
-        pod = Pod(
-            around=self.around,
-            record=record,
-            instance=instance,
-            namespace=record.namespace,
-            name=record.name,
-            adopted=adopted,
-        )
-        self.by_instance[instance] = pod
-        self.spawn(self._run(pod), f"pod {record.namespace}/{record.name}")
-
-    async def _run(self, pod: Pod) -> None:
-        try:
-            await pod.run()
-        finally:
-            pod.stop()
-            del self.by_instance[pod.instance]
+    def _forgo(self) -> None:
+        """Listeners of an agent before that are of no use any more."""
+        inherited, self.inherited = self.inherited, None
+        if inherited is not None:
+            close_all(giver.descriptors_of(inherited.listeners))

@@ -211,6 +211,13 @@ class Flows:
             return snapshot.service_at(flow.asked.ip, source.network, source.namespace)
         return service_of(snapshot, destination, flow.server.port)
 
+    def leave(self) -> None:
+        """They are another agent's to tell of; without a last word."""
+        for record in self.live.values():
+            for report in record.reports:
+                self.connections.forget(report.id)
+        self.live.clear()
+
     def _report(
         self, flow: Flow, inbound: bool, source: Workload | None, destination: Workload | None, verdict: Verdict | None
     ) -> Connection:

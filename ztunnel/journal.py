@@ -1,7 +1,8 @@
 """The copy on disk of what the controller has brought, with which a restarted agent begins, controller or not.
 
 Each Update is written before it is applied, so whatever a killed agent acted on, the next one knows: a stale copy would
-end connections that are permitted, and permit what a policy has forbidden since. Each line is a JSON text of
+end connections that are permitted, and permit what a policy has forbidden since. An agent that drains after a hand-over
+reads on in it (`Reader`), so that its connections obey what its successor is told. Each line is a JSON text of
 mesh.control, the first from nothing; they are written anew as one when that has doubled. No secrets are in it; it is
 readable by the agent alone.
 
@@ -14,8 +15,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mesh.control import decode_update
@@ -47,12 +48,8 @@ class Journal:
             return None
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()  # its writer was killed before it acted on it
-        holdings, problems = Holdings(), dict[str, str]()
         try:
-            for line in lines:
-                update, undecodable = decode_update(line)
-                holdings, invalid = holdings.after(update)
-                problems |= {**undecodable, **invalid}
+            holdings, problems = _after(Holdings(), lines)
         except ValueError as error:
             log.warning("%s cannot be read, the controller will send everything: %s", self.path, error)
             return None
@@ -83,22 +80,29 @@ class Journal:
         """Write it anew if it has grown, or was lost; `holdings` are those that all Updates so far have made."""
         if self._file >= 0 and self._size < 2 * self._base + _GROWTH:
             return
-        scratch = self.path.with_name(f".{self.path.name}.new")
+        # Another agent may have taken over while the thread still writes: then each has a file of its own.
+        scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         self._since = []
-        with self._on_disk():
-            fresh, base = await asyncio.to_thread(_begin, scratch, holdings)
-            try:
-                for line in self._since:
-                    _write(fresh, line)
-                scratch.replace(self.path)
-            except OSError:
-                os.close(fresh)
-                raise
-            self._base, self._size = base, base + sum(map(len, self._since))
-            self._file, old = fresh, self._file
-            if old >= 0:
-                os.close(old)
-        self._since = None
+        try:
+            with self._on_disk():
+                await self._write_anew(scratch, holdings)
+        finally:
+            self._since = None
+
+    async def _write_anew(self, scratch: Path, holdings: Holdings) -> None:
+        fresh, base = await asyncio.to_thread(_begin, scratch, holdings)
+        since = self._since or []
+        try:
+            for line in since:
+                _write(fresh, line)
+            scratch.replace(self.path)
+        except OSError:
+            os.close(fresh)
+            raise
+        self._base, self._size = base, base + sum(map(len, since))
+        self._file, old = fresh, self._file
+        if old >= 0:
+            os.close(old)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -115,6 +119,44 @@ class Journal:
             self.close()
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Reader:
+    """Follows the journal that another agent writes."""
+
+    path: Path
+    holdings: Holdings = field(default_factory=Holdings)
+    _inode: int = -1
+    _offset: int = 0
+
+    def read(self) -> bool:
+        """Whether `holdings` are new. OSError or ValueError: the journal is gone or cannot be read, and what is held
+        may no longer be true."""
+        with self.path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            begun_anew = facts.st_ino != self._inode or facts.st_size < self._offset
+            if not begun_anew and facts.st_size == self._offset:
+                return False
+            file.seek(0 if begun_anew else self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            return False
+        lines = whole.splitlines(keepends=True)
+        self.holdings, _ = _after(Holdings() if begun_anew else self.holdings, lines)
+        self._inode, self._offset = facts.st_ino, len(whole) + (0 if begun_anew else self._offset)
+        return True
+
+
+def _after(holdings: Holdings, lines: Iterable[bytes]) -> tuple[Holdings, dict[str, str]]:
+    """With these Updates applied, and what of them could not be. ValueError: one is no Update."""
+    problems: dict[str, str] = {}
+    for line in lines:
+        update, undecodable = decode_update(line)
+        holdings, invalid = holdings.after(update)
+        problems |= {**undecodable, **invalid}
+    return holdings, problems
 
 
 def _create(path: Path) -> int:

@@ -56,11 +56,12 @@ class _Socket:
     inode: int
 
 
-def find(pod: str, netns: int) -> list[OlderConnection]:
-    """The pod's TCP connections with others, this process' own left out; OSError. Blocks for some milliseconds."""
+def find(pod: str, netns: int, agents: Iterable[int] = ()) -> list[OlderConnection]:
+    """The pod's TCP connections with others, those of this process and of other `agents` (process ids) left out;
+    OSError. Blocks for some milliseconds."""
     sockets = list(_dump(netns))
     listening = {s.local.port for s in sockets if s.state == _LISTEN}
-    mine = _own_inodes()
+    mine = {inode for pid in (os.getpid(), *agents) for inode in _inodes(pid)}
     return [
         OlderConnection(
             pod=pod, inbound=s.local.port in listening, local=s.local, remote=s.remote, family=s.family, id=s.id
@@ -129,10 +130,10 @@ def _stays_inside(s: _Socket) -> bool:
     return local == remote or local.is_loopback or remote.is_loopback
 
 
-def _own_inodes() -> set[int]:
-    """Inodes of this process' sockets."""
+def _inodes(process: int) -> set[int]:
+    """Of a process' sockets."""
     inodes = set()
-    for link in Path("/proc/self/fd").iterdir():
+    for link in Path(f"/proc/{process}/fd").glob("*"):
         try:
             target = str(link.readlink())
         except OSError:

@@ -19,7 +19,7 @@ import aiohttp
 
 from mesh.control import Ack, Hello, Nack, PodStatus, decode_update, encode
 from ztunnel.holdings import Holdings
-from ztunnel.journal import Journal
+from ztunnel.journal import Journal, Reader
 from ztunnel.uplink import Refusal, Uplink
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ _BACKOFF_FIRST = 0.2
 _BACKOFF_LIMIT = 15.0
 _STABLE = 10.0  # seconds; a stream that lasted as long was no failure
 _TIDY_INTERVAL = 1.0
+_OBEY_INTERVAL = 0.05
+_OBEY_FAILURES = 40  # in a row: two seconds without knowing what is permitted
 VERSION = "1"
 
 
@@ -73,6 +75,32 @@ class Sync:
         self.holdings = found
         self.apply(found)
         return True
+
+    def inherit(self, holdings: Holdings, *, synced: bool) -> None:
+        """Begin with what a living agent has handed over; it writes no journal any more."""
+        if self.journal.restore() is None:
+            log.warning("%s is written anew: it cannot be read", self.journal.path)
+            self._changed.set()
+        self.holdings, self.synced = holdings, synced
+        self.apply(holdings)
+
+    async def obey(self, lost: Callable[[], None]) -> None:
+        """Instead of `run`, after a hand-over: follow what the successor is told, until cancelled. `lost`, called once:
+        nobody can tell what is permitted any more."""
+        reader, failures = Reader(path=self.journal.path), 0
+        while True:
+            try:
+                if reader.read():
+                    self.holdings = reader.holdings
+                    self.apply(self.holdings)
+                failures = 0
+            except (OSError, ValueError) as error:
+                failures += 1
+                if failures == _OBEY_FAILURES:
+                    log.error("%s cannot be followed any more: %s", reader.path, error)
+                    lost()
+                    return
+            await asyncio.sleep(_OBEY_INTERVAL)
 
     def report(self, status: PodStatus) -> None:
         """Tell the controller of a pod now, and again after each reconnection."""

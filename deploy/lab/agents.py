@@ -17,13 +17,14 @@ from typing import Any
 from deploy.lab import cgroup, launch
 from deploy.lab.fabric import Machine
 from deploy.lab.fault import LabError
-from deploy.lab.file import replace
+from deploy.lab.file import replace, tail
 from deploy.lab.layout import NETNS, Layout
 from ztunnel.cli.client import Agent, AgentUnreachable
 
 CONTROLLER_PORT = 15012
 REPOSITORY = Path(__file__).resolve().parents[2]
 _DRAIN = 20.0  # seconds an agent gets to end its connections
+_TAKE_OVER = 60.0  # seconds an agent gets to start and take over
 
 _ANSWER = 3.0  # seconds that a process has to answer a question
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,10 +82,11 @@ def write_tokens(layout: Layout, nodes: Iterable[str]) -> None:
         replace(path, text)
 
 
-def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = ()) -> None:
-    """Start a node's agent if it does not run, with more arguments than those every agent gets."""
+def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = (), beside: bool = False) -> None:
+    """Start a node's agent if it does not run, with more arguments than those every agent gets. `beside`: also if one
+    runs; it takes over from that one."""
     group = layout.node_cgroup(node.name) / "agent"
-    if cgroup.populated(group):
+    if cgroup.populated(group) and not beside:
         return
     layout.agent_dir(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
     mount_bpf(layout.bpf(node.name))
@@ -128,6 +130,22 @@ def unmount_below(path: Path) -> None:
     for mount in sorted((m for m in mounts if Path(m).is_relative_to(path)), key=len, reverse=True):
         if _libc.umount2(os.fsencode(mount), 2) != 0:  # MNT_DETACH
             raise LabError(f"cannot unmount {mount}: {os.strerror(ctypes.get_errno())}")
+
+
+def replace_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = ()) -> None:
+    """Start an agent that takes over from the one that runs, and wait until it has; LabError if it could not."""
+    group = layout.node_cgroup(node.name) / "agent"
+    before = set(cgroup.processes(group))
+    start_agent(layout, node, arguments=arguments, beside=True)
+    end = time.monotonic() + _TAKE_OVER
+    while True:
+        status = ask_socket(admin_socket(layout, node.name), "/status")
+        if status is not None and status["pid"] not in before:
+            return
+        if not set(cgroup.processes(group)) - before or time.monotonic() > end:
+            log = agent_log(layout, node.name)
+            raise LabError(f"the new agent of {node.name} has not taken over; the end of its log:\n{tail(log)}")
+        time.sleep(0.02)
 
 
 def stop_agent(layout: Layout, node: str, *, kill: bool) -> bool:

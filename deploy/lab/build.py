@@ -17,7 +17,7 @@ from pathlib import Path
 from deploy.lab import agents, cgroup, clusterd, dns, fabric, launch, slot
 from deploy.lab.fabric import Machine
 from deploy.lab.fault import LabError
-from deploy.lab.file import replace
+from deploy.lab.file import replace, tail
 from deploy.lab.layout import NETNS, Layout
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.plan import Plan
@@ -208,11 +208,3 @@ def pod_netns(layout: Layout, pod: Object) -> Path:
 def pod_cgroup(layout: Layout, pod: Object) -> Path:
     meta = pod["metadata"]
     return layout.pod_cgroup(pod["spec"]["nodeName"], meta["namespace"], meta["name"], meta["uid"])
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """The end of a log, for an error message."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return "(no log)"

@@ -314,16 +314,20 @@ class Lab:
     def restart_agent(
         self, node: str, *, wait: bool = True, timeout: float = 60.0, arguments: Sequence[str] = ()
     ) -> None:
-        """SIGTERM, wait for it to drain, start it again, with more `arguments` than those every agent gets. Starts one
-        that does not run. With `wait`, until it is ready and its pods are enrolled."""
-        machine = self._mesh_node(node)
-        agents.stop_agent(self.layout, node, kill=False)
-        agents.start_agent(self.layout, machine, arguments=arguments)
+        """Start an agent that takes over from the one that runs, with more `arguments` than those every agent gets. The
+        old one drains, then ends. Starts one where none runs. With `wait`, until it is ready and its pods are
+        enrolled. LabError if it could not take over: the old one goes on."""
+        agents.replace_agent(self.layout, self._mesh_node(node), arguments=arguments)
         if wait:
             self.wait(timeout)
 
+    def stop_agent(self, node: str) -> None:
+        """SIGTERM, and time to drain; it stays away until `restart_agent`."""
+        self._mesh_node(node)
+        agents.stop_agent(self.layout, node, kill=False)
+
     def kill_agent(self, node: str) -> None:
-        """SIGKILL; it stays away until `restart_agent`."""
+        """SIGKILL, also to one that was replaced and still drains; it stays away until `restart_agent`."""
         self._mesh_node(node)
         if not agents.stop_agent(self.layout, node, kill=True):
             raise LabError(f"the agent of {node} does not run; gossamer lab restart-agent {node} starts it")

@@ -73,7 +73,7 @@ def register(subparsers: Any) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until interrupted")
     logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
     for name, run, summary in (
-        ("restart-agent", _restart_agent, "end a node's agent gracefully and start it again"),
+        ("restart-agent", _restart_agent, "start an agent that takes over from the one that runs, if one does"),
         ("kill-agent", _kill_agent, "SIGKILL a node's agent; it stays away until restart-agent"),
         ("partition", _partition, "cut a node off the fabric"),
     ):

@@ -1,4 +1,5 @@
-"""Files that are complete and valid at any time, whoever reads them and whenever the writer dies."""
+"""Files: replaced so that they are complete and valid at any time, whoever reads them and whenever the writer dies; and
+the end of a log."""
 
 from __future__ import annotations
 
@@ -10,3 +11,11 @@ def replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text)
     fresh.rename(path)
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The end of a log, for an error message."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return "(no log)"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.lab import agents, cgroup, clusterd
-from deploy.lab.build import tail
 from deploy.lab.endpoints import is_alive, is_ready
 from deploy.lab.fault import LabError
+from deploy.lab.file import tail
 from deploy.lab.layout import Layout
 from deploy.lab.manifest import Key, Object
 

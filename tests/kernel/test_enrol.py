@@ -24,9 +24,10 @@ from tests.kernel.rig import Rig, run
 from ztunnel import enrol
 from ztunnel.csr import accept, signing_request
 from ztunnel.engine import PythonEngine
-from ztunnel.enrol import Capture, Pods, Surroundings
+from ztunnel.enrol import Capture, Surroundings
 from ztunnel.orders import Credentials, Fact, Listeners
 from ztunnel.pods import PodRecord
+from ztunnel.roster import Pods
 
 TIMEOUT = 20.0
 

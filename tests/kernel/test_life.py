@@ -17,7 +17,8 @@ import pytest
 
 from bpf import Kernel, compile, netns, pin, syscall
 from bpf.artifact import Artifact
-from bpf.layouts import unpack_tuple
+from bpf.layouts import SETTINGS, unpack_tuple
+from bpf.maps import Map
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.kernel.rig import NODE4, STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
@@ -403,3 +404,77 @@ def test_hooks_follow_the_nodes_cgroup(rig: Rig) -> None:
             second.rmdir()
     assert targets(rig.kernel()) == {rig.cgroup.stat().st_ino}
     assert len(rig.kernel().describe().programs) == 7
+
+
+def test_a_connection_that_waited_while_another_layout_took_over_is_known(
+    rig: Rig, pod: Pod, app: Worker, listeners: AgentListeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener is handed over with what waits in it; who dialled what is in the old layout's maps."""
+    enrol(rig.kernel(), pod, listeners)
+    app.dial(STRANGER4, 80)
+    monkeypatch.setattr(compile, "build", lambda cache: another_layout(artifact, 0))
+    heir = rig.kernel(succeeding=True)
+    enrol(heir, pod, listeners)
+    accepted, _ = listeners.accept("outbound4")
+    assert destination(heir, pod, accepted) == SocketAddress(STRANGER4, 80)
+    app.dial(STRANGER4, 81)
+    younger, _ = listeners.accept("outbound4")
+    assert destination(heir, pod, younger) == SocketAddress(STRANGER4, 81)
+    for sock in (accepted, younger):
+        sock.close()
+
+
+@pytest.mark.parametrize("change", ["same layout", "another layout"])
+def test_an_agent_whose_heir_has_failed_puts_the_kernel_side_back(
+    change: str, rig: Rig, pod: Pod, app: Worker, listeners: AgentListeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = rig.kernel(direct=True)
+    enrol(kernel, pod, listeners)
+    generation = kernel.bump()
+    if change == "another layout":
+        monkeypatch.setattr(compile, "build", lambda cache: another_layout(artifact, 0))
+    heir = rig.kernel(succeeding=True)
+    theirs = AgentListeners(pod)
+    enrol(heir, pod, theirs)
+    heir.close()
+    theirs.close()
+    kernel.reassert()
+    enrol(kernel, pod, listeners)
+    app.dial(STRANGER4, 80)
+    accepted, _ = listeners.accept("outbound4")
+    assert destination(kernel, pod, accepted) == SocketAddress(STRANGER4, 80)
+    accepted.close()
+    assert kernel.generation == generation
+
+
+def test_a_listener_that_is_there_already_is_left_alone_and_leaves_when_it_is_closed(
+    rig: Rig, pod: Pod, host: Worker
+) -> None:
+    kernel = rig.kernel()
+    listeners = AgentListeners(pod)
+    for _ in range(3):
+        enrol(kernel, pod, listeners)
+    assert sum(value is not None for value in slots(kernel)) == 6
+    listeners.close()
+    until(lambda: slots(kernel) == [None] * 6)
+
+
+def slots(kernel: Kernel) -> list[bytes | None]:
+    """What the listeners' map has of the first pod."""
+    return [kernel._maps["listeners"].get(kind.to_bytes(4, "little")) for kind in range(6)]
+
+
+def test_acceleration_that_goes_on_is_not_interrupted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is new is switched on when everything is attached."""
+    seen: list[int] = []
+    put = Map.put
+
+    def recorded(self: Map, key: bytes, value: bytes, flags: int = syscall.ANY) -> bool:
+        if self.definition.name == "settings":
+            seen.append(SETTINGS.unpack(value)[5])
+        return put(self, key, value, flags)
+
+    monkeypatch.setattr(Map, "put", recorded)
+    for wanted in (1, 1, 5, 4):
+        rig.kernel(accelerate=wanted, direct=True)
+    assert seen == [0, 1, 1, 1, 1, 5, 4, 4]

@@ -188,6 +188,9 @@ def test_the_data_plane_works_while_the_controller_is_away(lab: Lab) -> None:
             assert before.says("still") == "got still"
             assert reaches(lab, "client")
             lab.restart_agent("n1")
+            assert reaches(lab, "client")  # the new agent has the keys from the old one
+            lab.kill_agent("n1")
+            lab.restart_agent("n1")
             # Keys are on no disk, so this agent has no certificate; what needs none works from the copy on disk,
             # and what needs one is refused, not sent in plaintext.
             until(lambda: reaches(lab, "client", to=ip(lab, "legacy", "plain"), port=9000))

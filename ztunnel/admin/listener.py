@@ -7,10 +7,13 @@ file descriptors, nor keep the next probe out.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +31,17 @@ class _Open:
 
 
 async def listen(
-    host: str, port: int, protocol: Callable[[], asyncio.Protocol], bound: Callable[[int], None] = lambda port: None
+    host: str,
+    port: int,
+    protocol: Callable[[], asyncio.Protocol],
+    bound: Callable[[socket.socket], None] = lambda listener: None,
+    given: socket.socket | None = None,
 ) -> None:
     """Serve until cancelled. A port that is taken is tried again every few seconds: what is seen of an agent must not
-    decide whether it works. `bound` is told the port once it listens (a port of 0 is any)."""
+    decide whether it works. `bound` is shown the listener (a port of 0 is any). `given`: go on with this one."""
     while True:
         try:
-            listener = _listening(host, port)
+            listener = given or _listening(host, port)
         except OSError as error:
             _log.warning(
                 "cannot listen on %s port %d: %s; is another agent or program there? Trying again in %g s",
@@ -43,8 +50,32 @@ async def listen(
             await asyncio.sleep(RETRY_SECONDS)
             continue
         with listener:
-            bound(listener.getsockname()[1])
+            bound(listener)
             await _accept(listener, protocol)
+
+
+def unix_listener(path: Path) -> socket.socket:
+    """A listening socket that only its owner can connect to. An old file of that name, of an agent that was killed,
+    goes."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        mask = os.umask(0o177)  # before bind: between bind and chmod anybody could connect
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"socket {path}: {error.strerror}") from error
+    return listener
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a process listens on this unix socket; of one that was killed, the file is left."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _listening(host: str, port: int) -> socket.socket:

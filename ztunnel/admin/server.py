@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,7 @@ from aiohttp import web
 from bpf.facts import Description
 from ztunnel.admin import report
 from ztunnel.admin.levels import Levels
-from ztunnel.admin.listener import listen
+from ztunnel.admin.listener import listen, unix_listener
 from ztunnel.admin.view import AgentView
 from ztunnel.metrics.exposition import negotiate
 from ztunnel.metrics.scrape import Scrape
@@ -51,15 +50,18 @@ class Endpoints:
     version: str
     stop: Callable[[], None]  # /quitquitquit: start a graceful stop
     ports: Ports = field(default_factory=Ports)
+    given: dict[str, socket.socket] = field(default_factory=dict)  # listeners to go on with, by name
     bound: dict[str, int] = field(default_factory=dict)  # name -> port, once it listens
     listening: asyncio.Event = field(default_factory=asyncio.Event)  # all of them have, once
+    _listeners: dict[str, socket.socket] = field(default_factory=dict)
+    _stays: bool = False  # the unix socket is to outlive `serve`
 
     async def serve(self) -> None:
         """Serve until cancelled. OSError if the unix socket cannot be made; taken TCP ports are tried again."""
         admin = web.AppRunner(admin_app(self, writable=True), access_log=None, shutdown_timeout=1.0)
         await admin.setup()
         try:
-            await web.SockSite(admin, _unix_listener(self.run / "admin.sock")).start()
+            await web.SockSite(admin, self._unix("admin.sock")).start()
             async with asyncio.TaskGroup() as tasks:
                 readable = admin_app(self, writable=False)
                 tasks.create_task(self._tcp("admin", "127.0.0.1", self.ports.admin, readable))
@@ -67,7 +69,39 @@ class Endpoints:
                 tasks.create_task(self._tcp("readiness", "", self.ports.readiness, readiness_app(self.view)))
         finally:
             await admin.cleanup()  # closes the socket too
-            (self.run / "admin.sock").unlink(missing_ok=True)
+            self._listeners.clear()
+            if not self._stays:
+                (self.run / "admin.sock").unlink(missing_ok=True)
+
+    def keep(self) -> dict[str, socket.socket]:
+        """Duplicates of all listeners, for another agent; after `serve` was cancelled, they listen on. To be called
+        while it runs; `given` has them for the next time."""
+        self.given = {name: listener.dup() for name, listener in self._listeners.items()}
+        self._stays = True
+        return self.given
+
+    def forgo(self) -> None:
+        """Another agent has them."""
+        for listener in self.given.values():
+            listener.close()
+        self.given.clear()
+
+    async def serve_aside(self, name: str) -> None:
+        """Admin alone, at another place in the run directory, until cancelled: of an agent that was replaced."""
+        admin = web.AppRunner(admin_app(self, writable=True), access_log=None, shutdown_timeout=1.0)
+        await admin.setup()
+        try:
+            await web.SockSite(admin, unix_listener(self.run / name)).start()
+            await asyncio.Event().wait()
+        finally:
+            await admin.cleanup()
+            (self.run / name).unlink(missing_ok=True)
+
+    def _unix(self, name: str) -> socket.socket:
+        listener = self.given.pop(name, None) or unix_listener(self.run / name)
+        self._listeners[name] = listener
+        self._stays = False
+        return listener
 
     async def _tcp(self, name: str, host: str, port: int, app: web.Application) -> None:
         runner = web.AppRunner(app, access_log=None, keepalive_timeout=20.0, shutdown_timeout=1.0)
@@ -75,13 +109,14 @@ class Endpoints:
         server = runner.server
         assert server is not None  # set up above
 
-        def bound(actual: int) -> None:
-            self.bound[name] = actual
+        def bound(listener: socket.socket) -> None:
+            self._listeners[name] = listener
+            self.bound[name] = listener.getsockname()[1]
             if len(self.bound) == len(fields(self.ports)):
                 self.listening.set()
 
         try:
-            await listen(host, port, server, bound)
+            await listen(host, port, server, bound, self.given.pop(name, None))
         finally:
             self.bound.pop(name, None)
             await runner.cleanup()
@@ -89,23 +124,6 @@ class Endpoints:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _unix_listener(path: Path) -> socket.socket:
-    """A listening socket that only root can connect to. An old file of that name, of an agent that was killed, goes."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        mask = os.umask(0o177)  # before bind: between bind and chmod anybody could connect
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(64)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"admin socket {path}: {error.strerror}") from error
-    return listener
 
 
 def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:

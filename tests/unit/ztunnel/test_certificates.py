@@ -224,3 +224,28 @@ async def test_a_storm_is_fetched_a_few_at_a_time(tmp_path: Path) -> None:
             while len(h.came) < 20:
                 await h.until_told()
         assert h.authority.most_at_once <= CONCURRENT
+
+
+async def test_a_successor_goes_on_with_what_was_held(tmp_path: Path) -> None:
+    async with holder(tmp_path) as h:
+        for name in ("web", "db"):
+            h.certificates.want(identity(name))
+        async with asyncio.timeout(10):
+            while len(h.came) < 2:
+                await h.until_told()
+        heir = Certificates(
+            fetch=h.authority.fetch,
+            changed=h.came.append,
+            failed=h.told.set,
+            rng=h.certificates.rng,
+            now=h.certificates.now,
+        )
+        heir.inherit(h.certificates.held())
+        heir.want(identity("web"))
+        assert heir.current(identity("web")) is h.certificates.current(identity("web"))
+        running = asyncio.create_task(heir.run())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [view.identity for view in heir.views()] == [identity("web")], "nobody wants the other one any more"
+        assert len(h.authority.asked) == 2
+        running.cancel()

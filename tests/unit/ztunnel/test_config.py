@@ -22,6 +22,14 @@ def test_arguments() -> None:
     assert config.kubelet_cgroup == Path("/c/kubelet")
     assert (config.log_level, config.drain_seconds, config.unload) == ("debug", 5.0, False)
     assert config.accelerate == "none"
+    assert config.replaced == "exit"
+
+
+def test_the_drain_deadline_of_the_command_line_wins() -> None:
+    environment = {"CONNECTION_TERMINATION_DEADLINE": "7s"}
+    assert parse([*ARGUMENTS, "--drain", "90"], environment).drain_seconds == 90
+    assert parse([*ARGUMENTS, "--drain", "0", "--replaced", "wait"], environment).drain_seconds == 0
+    assert parse(ARGUMENTS, environment).drain_seconds == 7
 
 
 @pytest.mark.parametrize(("name", "bits"), [("none", 0), ("to-agent", 1)])
@@ -38,6 +46,8 @@ def test_accelerated_directions(name: str, bits: int) -> None:
         ("--controller", "fd00::1:15012", "stands in brackets: [fd00::1]:15012"),
         ("--log-level", "loud", "invalid choice: 'loud'"),
         ("--accelerate", "both", "invalid choice: 'both'"),
+        ("--drain", "soon", "'soon' is not a number of seconds up to a day"),
+        ("--replaced", "die", "invalid choice: 'die'"),
     ],
 )
 def test_wrong_arguments_are_named(option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

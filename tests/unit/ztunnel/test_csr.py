@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from controller import ca
 from mesh.control import CertificateReply
 from mesh.identity import SpiffeId
-from ztunnel.csr import accept, signing_request
+from ztunnel.csr import accept, inherited, signing_request
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 WEB = SpiffeId("cluster.local", "shop", "web")
@@ -54,6 +54,13 @@ def test_what_our_ca_signs_is_accepted(authority: ca.Authority, key: ec.Elliptic
     assert x509.load_der_x509_certificate(held.credentials.chain[0]).serial_number == held.serial
     assert len(held.credentials.roots) == 1
     assert held.not_after - held.not_before >= timedelta(hours=24)
+
+
+def test_what_was_accepted_is_the_same_for_the_next_agent(
+    authority: ca.Authority, key: ec.EllipticCurvePrivateKey
+) -> None:
+    held = accept(WEB, key, signed(authority, key), NOW, random.Random(1))
+    assert inherited(held.credentials, held.renew_at) == held
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -556,3 +556,67 @@ def test_dry_runs_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     node = Node(policy(PolicyAction.DENY, dry_run=True))
     node.opens(SmallFlow())
     assert "dry-run: shop/p would deny" in caplog.text
+
+
+def successor(node: Node) -> Direct:
+    return Direct(
+        on=True,
+        kernel=node.kernel,
+        flows=node.flows,
+        snapshot=lambda: node.snapshot,
+        workload=node._workload,
+        netns=node._netns,
+    )
+
+
+def test_a_successor_keeps_what_was_asked_for_without_a_moment_in_between() -> None:
+    node = Node(ONLY_WEB)
+    node.asks(WEB, 1)
+    state = node.direct.pause()
+    assert state is not None
+    node.kernel.told.clear()
+    heir = successor(node)
+    heir.inherit(state, node.snapshot)
+    heir.swapped()
+    heir.renew()
+    assert node.kernel.told == ["targets"]
+    assert node.kernel.direct(WEB, DB, 1)
+    assert not node.kernel.direct(EVIL, DB, 1)
+
+
+def test_what_is_not_right_any_more_is_withdrawn_by_the_successor() -> None:
+    node = Node()
+    state = node.direct.pause()
+    assert state is not None
+    node.swap(NOT_WEB)
+    assert node.kernel.told == [], "an agent that is replaced tells the kernel nothing"
+    heir = successor(node)
+    heir.inherit(state, node.snapshot)
+    heir.swapped()
+    assert node.kernel.told == ["bump", "targets"]
+    assert not node.kernel.direct(WEB, DB, 1)
+
+
+def test_one_that_was_paused_and_goes_on_begins_anew() -> None:
+    node = Node(ONLY_WEB)
+    node.asks(WEB, 1)
+    node.direct.pause()
+    node.asks(EVIL, 1)
+    node.direct.leave(DB.instance)
+    assert node.kernel.direct(WEB, DB, 1)
+    node.direct.joined(DB.instance)
+    node.kernel.told.clear()
+    node.direct.resume()
+    assert node.kernel.told == ["bump", "targets"]
+    assert not node.kernel.direct(WEB, DB, 1)
+    node.asks(WEB, 1)
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_flows_that_another_agent_tells_of_end_without_a_last_word() -> None:
+    node = Node()
+    node.opens(SmallFlow())
+    assert node.connections.live()
+    node.flows.leave()
+    assert not node.connections.live()
+    assert node.told.ended == []

@@ -14,7 +14,7 @@ from mesh.control import Update, encode, entry
 from mesh.model import Policy, PolicyAction, PolicyScope, Service, Workload
 from ztunnel import journal
 from ztunnel.holdings import Holdings
-from ztunnel.journal import Journal
+from ztunnel.journal import Journal, Reader
 
 A = Workload(uid="u/a", name="a", namespace="shop", addresses=("10.0.0.1",))
 S = Service(name="s", namespace="shop", hostname="s.shop.svc.cluster.local")
@@ -113,3 +113,45 @@ async def test_a_copy_that_could_not_be_written_is_no_stale_one(path: Path, monk
     assert Journal(path=path).restore() is None
     await book.tidy(held)
     assert same(Journal(path=path).restore(), held)
+
+
+def test_a_reader_sees_each_update_once_it_is_whole(path: Path) -> None:
+    reader, book = Reader(path=path), Journal(path=path)
+    with pytest.raises(FileNotFoundError):
+        reader.read()
+    held = follow(book, Holdings(), FIRST)
+    assert reader.read()
+    assert same(reader.holdings, held)
+    assert not reader.read()
+    line = encode(DENY) + b"\n"
+    for part in (line[:10], line[10:-1]):
+        with path.open("ab") as file:
+            file.write(part)
+        assert not reader.read()
+    with path.open("ab") as file:
+        file.write(line[-1:])
+    assert reader.read()
+    assert same(reader.holdings, held.after(DENY)[0])
+
+
+async def test_a_reader_goes_on_in_a_journal_that_was_written_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_GROWTH", -(1 << 20))
+    book = Journal(path=path)
+    held = follow(book, Holdings(), FIRST, DENY, LOOSEN, DENY)
+    reader = Reader(path=path)
+    assert reader.read()
+    inode = path.stat().st_ino
+    await book.tidy(held)
+    assert path.stat().st_ino != inode
+    held = follow(book, held, LOOSEN)
+    assert reader.read()
+    assert same(reader.holdings, held)
+    held = follow(book, held, DENY)
+    assert reader.read()
+    assert same(reader.holdings, held)
+
+
+def test_a_reader_of_no_journal_says_so(path: Path) -> None:
+    path.write_bytes(b"nonsense\n")
+    with pytest.raises(ValueError):
+        Reader(path=path).read()

@@ -322,3 +322,38 @@ def test_backoff_is_random_and_bounded() -> None:
         seconds = [backoff(attempt, random.Random(seed)) for seed in range(20)]
         assert len(set(seconds)) > 1
         assert all(0.1 <= s <= 15 for s in seconds)
+
+
+def update(number: int, *workloads: Workload) -> Update:
+    return Update(nonce=number, upserts=tuple(entry(w) for w in workloads))
+
+
+async def test_after_a_hand_over_the_old_agent_obeys_what_the_new_one_is_told(
+    controller: Controller, tmp_path: Path
+) -> None:
+    async with node(controller, tmp_path) as old:
+        stream = await asyncio.wait_for(controller.streams.get(), TIMEOUT)
+        await stream.heard()
+        await stream.say(update(1, A))
+        await stream.heard()
+        held = old.sync.holdings
+    lost = asyncio.Event()
+    obeying = asyncio.create_task(old.sync.obey(lost.set))
+    async with node(controller, tmp_path) as new:
+        new.sync.inherit(held, synced=True)
+        assert new.sync.synced
+        assert new.applied == [held]
+        stream = await asyncio.wait_for(controller.streams.get(), TIMEOUT)
+        hello = await stream.heard()
+        assert isinstance(hello, Hello)
+        assert hello.known == held.hashes
+        await stream.say(update(2, B))
+        assert isinstance(await stream.heard(), Ack)
+        async with asyncio.timeout(TIMEOUT):
+            while B.uid not in old.sync.holdings.snapshot.workloads:  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+        assert old.applied[-1] is old.sync.holdings
+    assert not lost.is_set()
+    (tmp_path / "snapshot.jsonl").unlink()
+    await asyncio.wait_for(lost.wait(), TIMEOUT)
+    await obeying

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ class Echo(asyncio.Protocol):
 @asynccontextmanager
 async def listening(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[asyncio.Future[int]]:
     bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(listener.listen(host, port, Echo, bound.set_result))
+    task = asyncio.create_task(listener.listen(host, port, Echo, lambda made: bound.set_result(made.getsockname()[1])))
     try:
         yield bound
     finally:
@@ -112,3 +114,17 @@ async def test_listens_on_both_families() -> None:
         writer.write(b"x")
         assert await reader.read(1) == b"x"
         writer.close()
+
+
+def test_a_unix_socket_is_for_its_owner_and_replaces_what_a_killed_agent_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    assert not listener.is_listening(path)
+    for _ in range(2):
+        made = listener.unix_listener(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert listener.is_listening(path)
+        made.close()
+        assert path.exists()
+        assert not listener.is_listening(path)
+    with pytest.raises(OSError, match=r"none/a\.sock"):
+        listener.unix_listener(tmp_path / "none" / "a.sock")

@@ -1,0 +1,97 @@
+"""All pods of this node: begun, told of changes, taken over from an agent before, each with its own task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from ztunnel.enrol import Pod, Surroundings
+from ztunnel.handover import giver
+from ztunnel.handover.channel import close_all
+from ztunnel.handover.heir import PodInheritance
+from ztunnel.orders import Credentials
+from ztunnel.pods import PodRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pods:
+    """All pods of this node, each with its own task."""
+
+    around: Surroundings
+    spawn: Callable[[Awaitable[None], str], object]
+    by_instance: dict[str, Pod] = field(default_factory=dict)
+
+    def update(self, records: Mapping[str, PodRecord], adopted: frozenset[str] = frozenset()) -> None:
+        """The records as they are now; `adopted` are those pinned before this agent began."""
+        for instance, record in records.items():
+            pod = self.by_instance.get(instance)
+            if pod is None:
+                self._begin(instance, record, adopted=instance in adopted)
+            elif pod.record != record:
+                pod.record = record
+                pod.wake()
+        for instance, pod in self.by_instance.items():
+            if instance not in records and pod.record is not None:
+                pod.record = None
+                pod.wake()
+
+    async def inherit(self, records: Mapping[str, PodRecord], inherited: Mapping[str, PodInheritance]) -> None:
+        """Serve what a living agent serves. Afterwards each pod either is served or says why it is not."""
+        for instance, one in inherited.items():
+            if instance in records:
+                self._begin(instance, records[instance], adopted=True, inherited=one)
+            else:
+                close_all(giver.descriptors_of(one.listeners))
+        for pod in list(self.by_instance.values()):
+            await pod.settled.wait()
+
+    def resume(self) -> None:
+        """See `Pod.resume`; OSError."""
+        for pod in self.by_instance.values():
+            pod.resume()
+        self.around.gate.open()
+
+    def wake(self) -> None:
+        for pod in self.by_instance.values():
+            pod.wake()
+
+    def deaf(self, instance: str) -> None:
+        """The pod's listeners are gone."""
+        pod = self.by_instance.get(instance)
+        if pod is not None:
+            pod.deaf()
+
+    def certified(self, credentials: Credentials) -> None:
+        """A certificate came or was renewed."""
+        for pod in self.by_instance.values():
+            if pod.identity == credentials.identity:
+                try:
+                    self.around.engine.set_credentials(pod.instance, credentials)
+                except ValueError as error:
+                    log.error("pod %s/%s keeps its certificate: %s", pod.namespace, pod.name, error)
+            pod.wake()
+
+    def _begin(
+        self, instance: str, record: PodRecord, *, adopted: bool, inherited: PodInheritance | None = None
+    ) -> None:
+        pod = Pod(
+            around=self.around,
+            record=record,
+            instance=instance,
+            namespace=record.namespace,
+            name=record.name,
+            adopted=adopted,
+            inherited=inherited,
+        )
+        self.by_instance[instance] = pod
+        self.spawn(self._run(pod), f"pod {record.namespace}/{record.name}")
+
+    async def _run(self, pod: Pod) -> None:
+        try:
+            await pod.run()
+        finally:
+            pod.stop()
+            del self.by_instance[pod.instance]
