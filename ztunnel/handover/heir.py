@@ -105,6 +105,8 @@ def _taken(channel: Channel) -> Inheritance | None:
         channel.close()
         return None
     estate, listening = channel.receive(seconds=_ESTATE_SECONDS)
+    if isinstance(estate, Withdrawn):
+        raise NotTaken(f"the agent that runs goes on: {estate.why}")
     if not isinstance(estate, Estate) or len(listening) != len(estate.sockets):
         close_all(listening)
         raise Stranger("an estate was expected, with a descriptor for each of its sockets")

@@ -579,7 +579,7 @@ def test_a_successor_keeps_what_was_asked_for_without_a_moment_in_between() -> N
     heir.inherit(state, node.snapshot)
     heir.swapped()
     heir.renew()
-    assert node.kernel.told == ["targets"]
+    assert node.kernel.told == ["services", "targets"], "and no bump"
     assert node.kernel.direct(WEB, DB, 1)
     assert not node.kernel.direct(EVIL, DB, 1)
 
@@ -607,7 +607,7 @@ def test_one_that_was_paused_and_goes_on_begins_anew() -> None:
     node.direct.joined(DB.instance)
     node.kernel.told.clear()
     node.direct.resume()
-    assert node.kernel.told == ["bump", "targets"]
+    assert node.kernel.told == ["bump", "services", "targets"]
     assert not node.kernel.direct(WEB, DB, 1)
     node.asks(WEB, 1)
     assert node.kernel.direct(WEB, DB, 1)
