@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -273,12 +273,12 @@ async def test_a_certificate_that_comes_in_the_middle_of_an_adoption_is_not_lost
         given.append((instance, credentials))
         give(engine, instance, credentials)
 
-    def finding(instance: str, netns: int) -> list[enrol.older.OlderConnection]:
+    def finding(instance: str, netns: int, agents: Iterable[int]) -> list[enrol.older.OlderConnection]:
         async def certify() -> None:
             w.certify(IDENTITY)
 
         asyncio.run_coroutine_threadsafe(certify(), loop).result(TIMEOUT)
-        return find(instance, netns)
+        return find(instance, netns, agents)
 
     monkeypatch.setattr(PythonEngine, "set_credentials", giving)
     monkeypatch.setattr(enrol.older, "find", finding)
