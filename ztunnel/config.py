@@ -36,7 +36,7 @@ class Config:
     log_level: str = "info"
     drain_seconds: float = _DRAIN_SECONDS
     accelerate: str = "none"
-    direct: str = "off"
+    direct: str = "on"
     direct_acceleration: str = "on"
     replaced: str = "exit"
     unload: bool = False
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     )
     add(
         "--direct",
-        default="off",
+        default="on",
         choices=SWITCH,
         help="let enrolled pods of this node talk from socket to socket, without tunnel, where policy permits it "
         "(default: %(default)s)",
