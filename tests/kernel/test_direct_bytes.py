@@ -170,7 +170,7 @@ def test_every_byte_arrives_once_and_in_order(
     assert sum(e.sent for e in closed) == total
     assert sum(e.received for e in closed) == total + 32 * count
     if accelerated:
-        assert sum(e.accelerated for e in closed) > count // 10
+        assert any(e.accelerated for e in closed)  # how many depends on who is quicker: they, or their promotion
     else:
         assert not any(e.accelerated for e in closed)
     drained(kernel)

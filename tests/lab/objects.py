@@ -15,8 +15,12 @@ def document(kind: str, metadata: Mapping[str, Any], spec: Mapping[str, Any] | N
     return f"---\n{json.dumps(given)}\n"
 
 
-def namespace(name: str, *, ambient: bool = False) -> str:
-    return document("Namespace", {"name": name, "labels": {"istio.io/dataplane-mode": "ambient"} if ambient else {}})
+def namespace(name: str, *, ambient: bool = False, direct: bool = True) -> str:
+    """`direct` False: through the tunnel on one node too."""
+    labels = {"istio.io/dataplane-mode": "ambient"} if ambient else {}
+    if not direct:
+        labels["gossamer.io/direct"] = "off"
+    return document("Namespace", {"name": name, "labels": labels})
 
 
 def node(name: str) -> str:

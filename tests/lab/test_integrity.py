@@ -29,7 +29,7 @@ def python(*arguments: str) -> list[str]:
 
 SERVE = python("serve", str(PORT))
 CLUSTER = (
-    namespace("mesh", ambient=True)
+    namespace("mesh", ambient=True, direct=False)
     + namespace("plain")
     + "".join(node(name) for name in ("n1", "n2", "n3", "n4"))
     + pod("client", "mesh", "n1", command=SERVE)

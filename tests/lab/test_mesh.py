@@ -14,7 +14,7 @@ from tests.lab.objects import namespace, node, pod, service
 from tests.lab.talk import SERVER, applied, ask, ip, ips, listed, live, reaches, talk, until
 
 CLUSTER = (
-    namespace("mesh", ambient=True)
+    namespace("mesh", ambient=True, direct=False)
     + namespace("plain")
     + node("n1")
     + node("n2")

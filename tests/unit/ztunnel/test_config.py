@@ -21,7 +21,7 @@ def test_arguments() -> None:
     assert config.agent_cgroup == Path("/c/agent")
     assert config.kubelet_cgroup == Path("/c/kubelet")
     assert (config.log_level, config.drain_seconds, config.unload) == ("debug", 5.0, False)
-    assert config.accelerate == "none"
+    assert (config.accelerate, config.direct, config.direct_acceleration) == ("none", "on", "on")
     assert config.replaced == "exit"
 
 
