@@ -87,9 +87,10 @@ def test_an_agent_that_is_killed_stays_away_until_it_is_restarted(name: str) -> 
     assert cli("kill-agent", "--name", name, "n1").returncode == 0
     assert cli("kill-agent", "--name", name, "n1").returncode == 1
     assert agents.ask_socket(agents.admin_socket(lab.layout, "n1"), "/status") is None
-    assert lab.exec("client", ["curl", "-sS", "-m", "3", "http://productpage:9080/health"]).returncode != 0
+    assert lab.exec("client", ["curl", "-sS", "-m", "3", "http://ratings:9080/health"]).returncode != 0
+    lab.exec("client", ["curl", "-sS", "-f", "-m", "5", "http://productpage:9080/health"], check=True)  # on this node
     assert cli("restart-agent", "--name", name, "n1").returncode == 0
-    lab.exec("client", ["curl", "-sS", "-f", "-m", "5", "http://productpage:9080/health"], check=True)
+    lab.exec("client", ["curl", "-sS", "-f", "-m", "5", "http://ratings:9080/health"], check=True)
 
 
 def test_labels_enrol_and_un_enrol_a_running_pod(name: str) -> None:
