@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
         prepare_run_directory(config.run)
-        acceleration = config.acceleration
-        if acceleration & ACCELERATE_PODS and not config.unload:
-            acceleration = _proved(config, acceleration)
-        inherited = None if config.unload else _ready_to_serve(config)
+        acceleration, inherited = config.acceleration, None
+        if not config.unload:
+            acceleration = _ready_to_serve(config)
+            inherited = claim(config.run)
         kernel = bpf.Kernel.open(
             config.bpf,
             cgroup=config.cgroup,
@@ -61,20 +61,18 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
         kernel.close()
 
 
-def _ready_to_serve(config: Config) -> Inheritance | None:
-    """What can take long or fail is done before the agent that runs, if one does, is asked for what it has."""
+def _ready_to_serve(config: Config) -> int:
+    """What can take long or fail is done before the agent that runs, if one does, is asked for what it has. What may be
+    accelerated: no direct connections, where this kernel gets their bytes wrong."""
     preflight.runs_in(config.agent_cgroup)
     preflight.check(config.bpf, config.cgroup, config.agent_cgroup, config.kubelet_cgroup)
     bpf.compile.build()
-    return claim(config.run)
-
-
-def _proved(config: Config, acceleration: int) -> int:
-    """Without the acceleration of direct connections where this kernel gets their bytes wrong."""
+    if not config.acceleration & ACCELERATE_PODS:
+        return config.acceleration
     if not (wrong := selftest.prove(config.bpf, config.cgroup, config.agent_cgroup)):
-        return acceleration
+        return config.acceleration
     log.warning("direct connections go by TCP, the self-test of their acceleration failed: %s", wrong)
-    return acceleration & ~ACCELERATE_PODS
+    return config.acceleration & ~ACCELERATE_PODS
 
 
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None) -> int:
