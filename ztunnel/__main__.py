@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
 def _ready_to_serve(config: Config) -> int:
     """What can take long or fail is done before the agent that runs, if one does, is asked for what it has. What may be
     accelerated: no direct connections, where this kernel gets their bytes wrong."""
-    preflight.runs_in(config.agent_cgroup)
     preflight.check(config.bpf, config.cgroup, config.agent_cgroup, config.kubelet_cgroup)
+    preflight.runs_in(config.agent_cgroup)
     bpf.compile.build()
     if not config.acceleration & ACCELERATE_PODS:
         return config.acceleration
