@@ -88,7 +88,7 @@ def _suggest(console: Console, lab: Lab) -> None:
         (f"gossamer lab exec{option} client -- curl -s productpage:9080/productpage", "a page through the mesh"),
         (f"gossamer connections{looking}", "what goes through the agents now"),
         (f"gossamer lab label{option} namespace/default istio.io/dataplane-mode-", "out of the mesh, nothing restarts"),
-        (f"gossamer lab kill-agent{option} n1", "fails closed; restart-agent heals it"),
+        (f"gossamer lab kill-agent{option} n1", "its own pods go on, all else fails closed; restart-agent heals it"),
         (f"gossamer lab down{option}", "remove every trace"),
     ):
         console.print(f"  [bold]{command}[/]\n      {what}", highlight=False, soft_wrap=True)
