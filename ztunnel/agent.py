@@ -143,6 +143,7 @@ class Agent:
                 snapshot=lambda: self.snapshot,
                 joined=self._direct.joined,
                 leaving=self._direct.leave,
+                not_direct=self._direct.not_direct,
                 agents=partial(processes, config.agent_cgroup),
                 own_netns=Path("/proc/self/ns/net").stat().st_ino,
             ),

@@ -30,6 +30,7 @@ from ztunnel import older
 from ztunnel.connections import Connection, Passed, lost
 from ztunnel.flows import Flow, Flows, Record
 from ztunnel.handover.message import DirectKey, DirectState, DirectTarget
+from ztunnel.older import OlderConnection
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,12 @@ class Direct:
         if entry is not None:
             made.entries[entry.key] = entry
             self._put((entry,))
+
+    def not_direct(self, instance: str, found: Sequence[OlderConnection]) -> tuple[OlderConnection, ...]:
+        """Those of a pod's connections that are not direct ones, of this agent's life or of one before; OSError. The
+        kernel is asked after they were found, so that one which began meanwhile is not missed."""
+        rest = _without(instance, found, [record.flow for record in self.flows.live.values()])
+        return _without(instance, rest, self.flows.listed()) if rest else ()
 
     def drawable(self, service: SocketAddress) -> frozenset[SocketAddress]:
         """The endpoints that the kernel itself draws where this is dialled; others are the agent's to draw."""
@@ -329,3 +336,13 @@ class Direct:
         except OSError as error:
             self._again.set()
             log.warning("direct connections cannot be listed; again in %s s: %s", _RETRY_SECONDS, error)
+
+
+def _without(instance: str, found: Sequence[OlderConnection], flows: Iterable[Flow]) -> tuple[OlderConnection, ...]:
+    ends = set()
+    for flow in flows:
+        if flow.source == instance:
+            ends.add((flow.client, flow.server))
+        if flow.destination == instance:
+            ends.add((flow.server, flow.client))
+    return tuple(one for one in found if (one.local, one.remote) not in ends)

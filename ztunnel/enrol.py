@@ -93,6 +93,8 @@ class Surroundings:
     snapshot: Callable[[], Snapshot]
     joined: Callable[[str], None] = lambda _: None  # a pod (instance) has been enrolled in the kernel
     leaving: Callable[[str], None] = lambda _: None  # and is about to be taken out of it
+    # Of connections that a pod has, those that are not direct: they are no plaintext, however old
+    not_direct: Callable[[str, Sequence[OlderConnection]], tuple[OlderConnection, ...]] = lambda _, found: tuple(found)
     agents: Callable[[], Iterable[int]] = tuple  # other agents' processes: one that was replaced may still drain
     gate: Gate = field(default_factory=Gate)  # closed while another agent takes over
     own_netns: int  # inode of the node's network namespace: a pod in it is host-network, whatever its record says
@@ -247,7 +249,8 @@ class Pod:
                 around.joined(self.instance)
                 # Before the engine makes sockets of its own in there.
                 self._reuse = before
-                self.older = tuple(await asyncio.to_thread(older.find, self.instance, self._netns, around.agents()))
+                found = await asyncio.to_thread(older.find, self.instance, self._netns, around.agents())
+                self.older = around.not_direct(self.instance, found)
             # Nothing is awaited from here until the pod is inside: a certificate that came meanwhile is here, one that
             # comes later finds the pod (`Pods.certified`).
             credentials = around.certificates.current(shape.identity)

@@ -134,6 +134,12 @@ def test_strict_is_no_obstacle_to_an_authenticated_pod(lab: Lab) -> None:
         until(lambda: not lab.exec("node/n1", ["curl", "-sS", "-m", "3", f"telnet://{ip(lab, 'server')}:9000"]).stdout)
         assert protocol(lab, "client") == "DIRECT"
         assert before.says("still") == "got still"
+        lab.kill_agent("n1")
+        lab.restart_agent("n1", arguments=ON)
+        # Found by the new agent among all that the pod has, and no plaintext.
+        assert [record["protocol"] for record in records(lab, before)] == ["DIRECT"] * 2
+        assert before.says("after a restart") == "got after a restart"
+        assert ask(lab, "n1", "/connections")["older"] == []
 
 
 def test_who_is_allowed_goes_directly_once_it_has_asked_and_others_not_at_all(lab: Lab) -> None:

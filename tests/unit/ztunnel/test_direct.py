@@ -42,6 +42,7 @@ from ztunnel.connections import Connection, Connections, Passed
 from ztunnel.direct import Direct
 from ztunnel.flows import Flows
 from ztunnel.metrics.labels import traffic_labels
+from ztunnel.older import OlderConnection
 from ztunnel.orders import Captured
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -293,6 +294,25 @@ def test_pods_that_leave_are_no_targets_before_they_are_released() -> None:
     assert DB.instance in node.kernel.enrolled
     node.direct.joined(DB.instance)
     assert node.kernel.direct(WEB, DB, 1)
+
+
+def test_direct_connections_of_an_earlier_life_are_told_from_plaintext() -> None:
+    node = Node()
+
+    def had(local: SocketAddress, remote: SocketAddress) -> OlderConnection:
+        return OlderConnection(pod=DB.instance, inbound=True, local=local, remote=remote, family=2, id=b"")
+
+    direct, late, plain = (
+        had(SERVER, CLIENT),
+        had(SERVER, SocketAddress(CLIENT.ip, 1)),
+        had(SERVER, CLIENT._replace(port=2)),
+    )
+    node.opens(SmallFlow())
+    node.kernel.live.append(SmallFlow(id=8, client=late.remote, established=False))  # nobody has heard of it yet
+    assert node.direct.not_direct(DB.instance, [direct, late, plain]) == (plain,)
+    assert node.direct.not_direct(WEB.instance, [direct]) == (direct,)  # these addresses in another netns are another's
+    outbound = had(CLIENT, SERVER)
+    assert node.direct.not_direct(WEB.instance, [outbound]) == ()
 
 
 VIP = SocketAddress("10.9.0.1", 80)
