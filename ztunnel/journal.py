@@ -36,18 +36,19 @@ class Journal:
     _size: int = 0
     _base: int = 0  # of the first line
     _since: list[bytes] | None = None  # lines that came while it was being written anew
+    _attempts: int = 0  # to write it anew
 
     def restore(self) -> Holdings | None:
         """What the last agent held; None if there is nothing that can be read."""
         try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            lines = _whole_lines(self.path.read_bytes())  # the writer of half a line was killed before it acted on it
         except FileNotFoundError:
             return None
         except OSError as error:
             log.warning("%s cannot be read, the controller will send everything: %s", self.path, error)
             return None
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # its writer was killed before it acted on it
+        finally:
+            self._sweep()
         try:
             holdings, problems = _after(Holdings(), lines)
         except ValueError as error:
@@ -76,22 +77,30 @@ class Journal:
                 _write(self._file, line)
                 self._size += len(line)
 
-    async def tidy(self, holdings: Holdings) -> None:
-        """Write it anew if it has grown, or was lost; `holdings` are those that all Updates so far have made."""
+    async def tidy(self, holdings: Holdings) -> bool:
+        """Write it anew if it has grown, or was lost; `holdings` are those that all Updates so far have made. False: it
+        could not be done; a copy that was good still is."""
         if self._file >= 0 and self._size < 2 * self._base + _GROWTH:
-            return
-        # Another agent may have taken over while the thread still writes: then each has a file of its own.
-        scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+            return True
+        # Of an attempt that was cancelled, the thread may still write: each has a file of its own.
+        self._attempts += 1
+        scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.{self._attempts}.new")
         self._since = []
         try:
-            with self._on_disk():
-                await self._write_anew(scratch, holdings)
+            await self._write_anew(scratch, holdings)
+        except OSError as error:
+            log.error("%s could not be written anew: %s", self.path, error)
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+            return False
         finally:
             self._since = None
+        return True
 
     async def _write_anew(self, scratch: Path, holdings: Holdings) -> None:
-        fresh, base = await asyncio.to_thread(_begin, scratch, holdings)
+        base = await asyncio.to_thread(_begin, scratch, holdings)
         since = self._since or []
+        fresh = os.open(scratch, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             for line in since:
                 _write(fresh, line)
@@ -103,6 +112,12 @@ class Journal:
         self._file, old = fresh, self._file
         if old >= 0:
             os.close(old)
+
+    def _sweep(self) -> None:
+        """What an agent that was killed had begun to write anew. No other writes: one that hands over has paused."""
+        for left in self.path.parent.glob(f".{self.path.name}.*.new"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
     def close(self) -> None:
         if self._file >= 0:
@@ -140,12 +155,11 @@ class Reader:
                 return False
             file.seek(0 if begun_anew else self._offset)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
+        lines = _whole_lines(data)
+        if not lines:
             return False
-        lines = whole.splitlines(keepends=True)
         self.holdings, _ = _after(Holdings() if begun_anew else self.holdings, lines)
-        self._inode, self._offset = facts.st_ino, len(whole) + (0 if begun_anew else self._offset)
+        self._inode, self._offset = facts.st_ino, sum(map(len, lines)) + (0 if begun_anew else self._offset)
         return True
 
 
@@ -168,14 +182,18 @@ def _write(file: int, line: bytes) -> None:
         line = line[os.write(file, line) :]
 
 
-def _begin(scratch: Path, holdings: Holdings) -> tuple[int, int]:
-    """For a thread: the descriptor of a new file that holds all, and its size."""
+def _whole_lines(data: bytes) -> list[bytes]:
+    """Up to the last newline. Not splitlines(): to JSON a carriage return is space like any other."""
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+def _begin(scratch: Path, holdings: Holdings) -> int:
+    """For a thread: the size of a new file that holds all."""
     line = holdings.encoded() + b"\n"
     file = _create(scratch)
     try:
         _write(file, line)
         os.fsync(file)
-    except OSError:
+    finally:
         os.close(file)
-        raise
-    return file, len(line)
+    return len(line)

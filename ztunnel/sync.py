@@ -28,6 +28,7 @@ _BACKOFF_FIRST = 0.2
 _BACKOFF_LIMIT = 15.0
 _STABLE = 10.0  # seconds; a stream that lasted as long was no failure
 _TIDY_INTERVAL = 1.0
+_TIDY_AGAIN = 10.0  # the disk may be full
 _OBEY_INTERVAL = 0.05
 _OBEY_FAILURES = 40  # in a row: two seconds without knowing what is permitted
 VERSION = "1"
@@ -185,8 +186,11 @@ class Sync:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self.journal.tidy(self.holdings)
-            await asyncio.sleep(_TIDY_INTERVAL)
+            if await self.journal.tidy(self.holdings):
+                await asyncio.sleep(_TIDY_INTERVAL)
+            else:
+                await asyncio.sleep(_TIDY_AGAIN)
+                self._changed.set()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

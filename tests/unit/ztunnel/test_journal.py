@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,67 @@ async def test_a_copy_that_could_not_be_written_is_no_stale_one(path: Path, monk
     assert Journal(path=path).restore() is None
     await book.tidy(held)
     assert same(Journal(path=path).restore(), held)
+
+
+async def test_a_good_copy_outlives_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_GROWTH", -(1 << 20))
+    book = Journal(path=path)
+    held = follow(book, Holdings(), FIRST, DENY, LOOSEN, DENY)
+    with monkeypatch.context() as full:
+
+        def no_space(_file: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr(journal.os, "fsync", no_space)
+        assert not await book.tidy(held)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    held = follow(book, held, LOOSEN)
+    assert same(Journal(path=path).restore(), held)
+    assert await book.tidy(held)
+    assert same(Journal(path=path).restore(), held)
+
+
+async def test_an_attempt_that_was_cancelled_does_not_write_into_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_GROWTH", -(1 << 20))
+    write, entered, leave = journal._write, threading.Event(), threading.Event()
+    book = Journal(path=path)
+    held = follow(book, Holdings(), FIRST, DENY, LOOSEN, DENY)
+
+    def slow(file: int, line: bytes) -> None:
+        monkeypatch.setattr(journal, "_write", write)
+        write(file, line[:10])
+        entered.set()
+        leave.wait(60)
+        write(file, line[10:])
+
+    monkeypatch.setattr(journal, "_write", slow)
+    tidying = asyncio.create_task(book.tidy(held))
+    await asyncio.to_thread(entered.wait, 60)
+    tidying.cancel()
+    await asyncio.gather(tidying, return_exceptions=True)
+    try:
+        assert await book.tidy(held)
+    finally:
+        leave.set()
+    assert same(Journal(path=path).restore(), held)
+
+
+def test_what_killed_agents_had_begun_is_swept(path: Path) -> None:
+    held = follow(Journal(path=path), Holdings(), FIRST)
+    (path.parent / f".{path.name}.4711.1.new").write_bytes(b"{")
+    assert same(Journal(path=path).restore(), held)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_carriage_return_between_tokens_ends_no_line(path: Path) -> None:
+    book, reader = Journal(path=path), Reader(path=path)
+    book.add(encode(FIRST).replace(b",", b",\r\n"), to=Holdings())
+    held, _ = Holdings().after(FIRST)
+    assert same(Journal(path=path).restore(), held)
+    assert reader.read()
+    assert same(reader.holdings, held)
 
 
 def test_a_reader_sees_each_update_once_it_is_whole(path: Path) -> None:
