@@ -9,16 +9,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import bpf
 from bpf import preflight, selftest
 from bpf.layouts import ACCELERATE_PODS
+from ztunnel.admin.listener import is_listening
 from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
 from ztunnel.engine import PythonEngine, ensure_openssl_conf
-from ztunnel.handover.heir import Inheritance, NotTaken, claim
-from ztunnel.premises import prepare_run_directory
+from ztunnel.handover.giver import NotResumed
+from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
+from ztunnel.premises import hold, prepare_run_directory
 
 log = logging.getLogger("ztunnel")
 
@@ -36,10 +39,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
         prepare_run_directory(config.run)
-        acceleration, inherited = config.acceleration, None
-        if not config.unload:
-            acceleration = _ready_to_serve(config)
-            inherited = claim(config.run)
+        if config.unload:
+            return _unload(config)
+        acceleration = _ready_to_serve(config)
+        beginning = hold(config.run)
+        inherited = claim(config.run)
         kernel = bpf.Kernel.open(
             config.bpf,
             cgroup=config.cgroup,
@@ -52,13 +56,19 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
     except (OSError, bpf.PreflightError, NotTaken) as error:
         log.error("%s", error)
         return 1
-    if config.unload:
-        kernel.unload()
-        return 0
     try:
-        return asyncio.run(_serve(config, kernel, inherited))
+        return asyncio.run(_serve(config, kernel, inherited, partial(os.close, beginning)))
     finally:
         kernel.close()
+
+
+def _unload(config: Config) -> int:
+    """Nothing of the kernel side is opened: it may be what cannot be opened any more."""
+    if is_listening(config.run / SOCKET):
+        log.error("--unload: an agent runs with --run %s; end it first, its pods would be in plaintext", config.run)
+        return 1
+    bpf.pin.remove(config.bpf)
+    return 0
 
 
 def _ready_to_serve(config: Config) -> int:
@@ -75,15 +85,15 @@ def _ready_to_serve(config: Config) -> int:
     return config.acceleration & ~ACCELERATE_PODS
 
 
-async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None) -> int:
-    agent = Agent(config, kernel, PythonEngine, version=_version(), inherited=inherited)
+async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
+    agent = Agent(config, kernel, PythonEngine, version=_version(), inherited=inherited, begun=begun)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _once_then_exit(agent.stop, number))
     code = 0
     try:
         await agent.run()
-    except* NotTaken as group:
+    except* (NotTaken, NotResumed) as group:
         log.error("%s", group.exceptions[0])
         code = 1
     return code

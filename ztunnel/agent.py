@@ -13,9 +13,10 @@ import os
 import random
 import sys
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,8 @@ from ztunnel.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
+_COOKIES = 4096  # of pods that are here, and of those that left last
+
 
 class Kernel(Capture, Steering, DirectKernel, SuccessionKernel, Protocol):
     """What the agent needs of the kernel side (implemented by `bpf.Kernel`)."""
@@ -89,6 +92,7 @@ class Agent:
         version: str,
         ports: Ports | None = None,
         inherited: Inheritance | None = None,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self._kernel = config, kernel
         self.started_at = _now()
@@ -96,6 +100,7 @@ class Agent:
         self._ending, self._stopping = asyncio.Event(), asyncio.Event()
         self._listed = False
         self._inherited = inherited
+        self._begun = begun  # called when the next agent finds this one
         self._adopted: frozenset[str] = frozenset()  # in the kernel when this agent began
         self._tasks: asyncio.TaskGroup | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -208,11 +213,12 @@ class Agent:
                 self._begin()
                 giving = tasks.create_task(self._give(), name="hand-over")
                 await self._ending.wait()
+                await self._succession.settled.wait()  # who is stopped while it hands over first learns whose all is
                 await self._drain()
                 if self._succession.released and self.config.replaced == "wait":
                     await self._stopping.wait()
-                giving.cancel()
                 await self._halt()
+                giving.cancel()  # last: whoever waits for the end makes the same sockets then
                 log.info("stopped")
         finally:
             self._access.close()
@@ -238,6 +244,7 @@ class Agent:
         path = self.config.run / SOCKET
         listener = self._succession.listener or unix_listener(path)
         self._succession.listener = listener
+        self._begun()
         try:
             await Giver(holder=self._succession, listener=listener).serve()
         finally:
@@ -326,10 +333,12 @@ class Agent:
         await refusals.follow(self._kernel.events(), self._names_by_cookie, Event, hearing.hear)
 
     def _instance(self, cookie: int) -> str:
-        """The pod with this netns, also one that has left; empty if no agent of this life knew it. Cookies are never
-        used again."""
+        """The pod with this netns, also one that has left not long ago; empty if this agent never knew it. Cookies are
+        never used again."""
         if cookie not in self._cookies:
-            self._cookies = {slot.cookie: instance for instance, slot in self._kernel.pods().items()}
+            self._cookies |= {slot.cookie: instance for instance, slot in self._kernel.pods().items()}
+            for oldest in list(islice(self._cookies, max(0, len(self._cookies) - _COOKIES))):
+                del self._cookies[oldest]
         return self._cookies.get(cookie, "")
 
     def _names_by_cookie(self) -> dict[int, str]:

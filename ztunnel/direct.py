@@ -161,7 +161,9 @@ class Direct:
         if self._plan is None and not snapshot.workloads and self.on:
             return  # nothing is known yet; what was pinned stays as it is, closed to everything undecided
         try:
-            enrolled = self.kernel.pods().keys() - self._leaving if self.on else ()
+            enrolled = self.kernel.pods().keys()
+            self._leaving &= enrolled
+            enrolled = enrolled - self._leaving if self.on else frozenset()
             pods = {i: w for i in sorted(enrolled) if (w := self.workload(snapshot, i)) is not None}
             made = direct.plan(snapshot, pods, before=self._plan)
             step = direct.change(self._plan, made)
@@ -172,8 +174,15 @@ class Direct:
             if step.targets or renewed:
                 self.kernel.set_targets(made.targets)
             self._put(step.entries)
-        except OSError as error:
+        except Exception as error:
             self._plan = None
+            with suppress(OSError):
+                self.kernel.bump()  # what was permitted before may be forbidden now
+            if not isinstance(
+                error, OSError
+            ):  # a fault of ours, which may be there again: tried when the next look is due
+                log.exception("nothing is direct: it could not be planned who may talk directly")
+                return
             self._again.set()
             log.error("the kernel could not be told who may talk directly; again in %s s: %s", _RETRY_SECONDS, error)
         else:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from ztunnel.admin.listener import is_listening
+
+log = logging.getLogger(__name__)
 
 ASIDE = "draining-"  # and the process id: the admin socket of an agent that was replaced
 
@@ -24,8 +30,29 @@ def prepare_run_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"--run {path} cannot be made: {error.strerror}; name a directory on a writable disk") from error
+    facts = path.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise OSError(f"--run {path} is a symbolic link; name the directory itself")
+    if facts.st_uid not in (0, os.geteuid()):  # whoever owns it can exchange all that is in it
+        raise OSError(f"--run {path} belongs to user {facts.st_uid}; name a directory of root's, or one to be made")
     with suppress(PermissionError):
         path.chmod(0o700)
     for left in path.glob(f"{ASIDE}*.sock"):
         if not is_listening(left):
             left.unlink(missing_ok=True)
+
+
+def hold(run: Path) -> int:
+    """Wait until no other agent begins with this run directory: of two at once, each would take the other for dead.
+    A file descriptor; whoever closes it, or dies, lets the next one begin."""
+    fd = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another agent begins with --run %s; this one waits until it has", run)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -70,7 +70,7 @@ class Pods:
             if pod.identity == credentials.identity:
                 try:
                     self.around.engine.set_credentials(pod.instance, credentials)
-                except ValueError as error:
+                except Exception as error:  # its own misfortune: certificates of all others come by here
                     log.error("pod %s/%s keeps its certificate: %s", pod.namespace, pod.name, error)
             pod.wake()
 

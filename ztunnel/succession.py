@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mesh.control import decode_update
@@ -58,12 +58,17 @@ class Succession:
     listener: socket.socket | None = None
     ending: bool = False
     released: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # nothing is between two agents just now
+
+    def __post_init__(self) -> None:
+        self.settled.set()
 
     def stop(self) -> None:
         self.ending = True
         self.ended()
 
     async def pause(self) -> giver.Legacy:
+        self.settled.clear()
         await self.pods.around.gate.close()
         sockets = self.endpoints.keep()
         await self.halt()
@@ -91,9 +96,11 @@ class Succession:
         self.pods.resume()
         self.direct.resume()
         self.begin()
+        self.settled.set()
 
     def release(self) -> None:
         self.released = True
+        self.settled.set()
         self.endpoints.forgo()
         self.direct.flows.leave()
         self.ended()

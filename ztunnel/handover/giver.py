@@ -18,8 +18,13 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 5.0
 _SEND_SECONDS = 20.0
+_ACCEPT_SECONDS = 1.0
 # For the new agent to serve all pods. Meanwhile new connections wait in the listeners' backlog.
 _PATIENCE_SECONDS = 30.0
+
+
+class NotResumed(Exception):
+    """Nobody has taken over, and this agent cannot go on: its pods are closed until it is started again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,7 @@ class Holder(Protocol):
         """Accept nothing, write nothing to the kernel, hear no controller; everything stays open."""
 
     async def resume(self) -> None:
-        """As before `pause`, whatever another agent has done to the kernel side meanwhile."""
+        """As before `pause`, whatever another agent has done to the kernel side meanwhile; OSError."""
 
     def release(self) -> None:
         """It is another's. Drain."""
@@ -68,7 +73,8 @@ class Giver:
     _waiting: list[Channel] = field(default_factory=list)  # those who begin when this process has ended
 
     async def serve(self) -> None:
-        """Until all is given, or cancelled, at the end of this agent. One asks at a time, the others wait."""
+        """Until all is given, or cancelled, at the end of this agent. One asks at a time, the others wait.
+        NotResumed."""
         try:
             while not await self._next():
                 pass
@@ -78,7 +84,12 @@ class Giver:
 
     async def _next(self) -> bool:
         """Whether all was given to the next who asks."""
-        connected, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        try:
+            connected, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+        except OSError as error:  # out of descriptors: whoever asks waits, nobody else is hurt
+            log.error("hand-over: accept: %s", error)
+            await asyncio.sleep(_ACCEPT_SECONDS)
+            return False
         try:
             channel = Channel(connected)
         except Stranger as error:
@@ -117,7 +128,10 @@ class Giver:
             log.error("process %d has not taken over, this agent goes on: %s", channel.pid, why)
             with suppress(Gone, OSError):  # TimeoutError too: it is dead, or will find the connection closed
                 await self._send(channel, Withdrawn(why=why))
-            await self.holder.resume()
+            try:
+                await self.holder.resume()
+            except Exception as fault:
+                raise NotResumed(f"this agent cannot go on after a hand-over that failed: {fault}") from fault
             return False
         self.holder.release()
         try:
@@ -127,10 +141,13 @@ class Giver:
         return True
 
     async def _give(self, channel: Channel, legacy: Legacy) -> None:
-        await self._send(channel, legacy.estate, legacy.sockets)
+        """All of it within `patience_seconds`: however slow the other one is, pods wait no longer."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.patience_seconds
+        await self._send(channel, legacy.estate, legacy.sockets, seconds=self.patience_seconds)
         for pod in legacy.pods:
-            await self._send(channel, pod.estate, descriptors_of(pod.listeners))
-        reply, _ = await asyncio.to_thread(channel.receive, seconds=self.patience_seconds)
+            await self._send(channel, pod.estate, descriptors_of(pod.listeners), seconds=max(0.001, end - clock()))
+        reply, _ = await asyncio.to_thread(channel.receive, seconds=max(0.001, end - clock()))
         if not isinstance(reply, Taken):
             raise Stranger(f"said {type(reply).__name__}")
 
@@ -139,8 +156,9 @@ class Giver:
         channel: Channel,
         message: Answer | Estate | PodEstate | Released | Withdrawn,
         descriptors: Sequence[int] = (),
+        seconds: float = _SEND_SECONDS,
     ) -> None:
-        await asyncio.to_thread(channel.send, message, descriptors, seconds=_SEND_SECONDS)
+        await asyncio.to_thread(channel.send, message, descriptors, seconds=seconds)
 
 
 def descriptors_of(listeners: Listeners) -> list[int]:

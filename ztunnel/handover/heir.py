@@ -104,17 +104,27 @@ def _taken(channel: Channel) -> Inheritance | None:
         channel.await_end()
         channel.close()
         return None
+    held: list[int] = []
+    try:
+        return _estate(channel, held)
+    except BaseException:
+        close_all(held)  # else pods' connections would wait in listeners that nobody serves
+        raise
+
+
+def _estate(channel: Channel, held: list[int]) -> Inheritance:
+    """`held` gets all descriptors as they come."""
     estate, listening = channel.receive(seconds=_ESTATE_SECONDS)
+    held += listening
     if isinstance(estate, Withdrawn):
         raise NotTaken(f"the agent that runs goes on: {estate.why}")
     if not isinstance(estate, Estate) or len(listening) != len(estate.sockets):
-        close_all(listening)
         raise Stranger("an estate was expected, with a descriptor for each of its sockets")
     pods = {}
     for _ in range(estate.pods):
         pod, descriptors = channel.receive(seconds=_ESTATE_SECONDS)
+        held += descriptors
         if not isinstance(pod, PodEstate) or len(descriptors) != sum(pod.present):
-            close_all(descriptors)
             raise Stranger("a pod was expected, with a descriptor for each of its listeners")
         pods[pod.instance] = PodInheritance(estate=pod, listeners=_listeners(pod.present, iter(descriptors)))
     sockets = dict(zip(estate.sockets, listening, strict=True))

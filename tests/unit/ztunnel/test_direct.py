@@ -100,12 +100,15 @@ class SmallKernel:
     generation: int = 1
     room: int = 100
     fault: OSError | None = None
+    deaf: Exception | None = None
     outcome: Outcome = Outcome.PROMOTED
     told: list[str] = field(default_factory=list)
     targeted: asyncio.Event = field(default_factory=asyncio.Event)
     spread: asyncio.Event = field(default_factory=asyncio.Event)
 
     def pods(self) -> Mapping[str, str]:
+        if self.deaf is not None:
+            raise self.deaf
         return self.enrolled
 
     def bump(self) -> int:
@@ -275,6 +278,37 @@ def test_what_was_asked_for_stays_permitted_as_long_as_it_is() -> None:
     node.swap(replace(DB, canonical_name="renamed"))
     assert node.kernel.told == []
     node.swap(policy(PolicyAction.DENY, Match(destination_ports=(2,))))
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+@pytest.mark.parametrize("fault", [OSError(12, "no memory"), ValueError("a bad object")])
+async def test_nothing_is_direct_while_it_cannot_be_said_what_may_be(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ztunnel_direct, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(ztunnel_direct, "_LOOK_SECONDS", 0.01)
+    node = Node()
+    assert node.kernel.direct(EVIL, DB, 1)
+    node.kernel.deaf = fault
+    node.swap(ONLY_WEB)
+    assert not node.kernel.direct(EVIL, DB, 1)
+    node.kernel.deaf = None
+    node.kernel.targeted.clear()
+    looking = asyncio.create_task(node.direct.run())
+    await asyncio.wait_for(node.kernel.targeted.wait(), 60)
+    looking.cancel()
+    node.asks(WEB, 1)
+    assert node.kernel.direct(WEB, DB, 1)
+    assert not node.kernel.direct(EVIL, DB, 1)
+
+
+def test_pods_that_left_are_not_remembered() -> None:
+    node = Node()
+    node.direct.leave(DB.instance)
+    del node.kernel.enrolled[DB.instance]
+    node.swap()
+    node.kernel.enrolled[DB.instance] = ""  # again, by whoever enrols without telling
+    node.swap()
     assert node.kernel.direct(WEB, DB, 1)
 
 

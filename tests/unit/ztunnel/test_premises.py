@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ztunnel.admin.listener import unix_listener
-from ztunnel.premises import prepare_run_directory, processes
+from ztunnel.premises import hold, prepare_run_directory, processes
 
 
 def test_the_run_directory_is_for_nobody_else_and_free_of_what_killed_agents_left(tmp_path: Path) -> None:
@@ -30,6 +33,33 @@ def test_one_that_cannot_be_made_names_the_cure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--run .*file/run cannot be made: .*; name a directory"):
         prepare_run_directory(tmp_path / "file" / "run")
+
+
+def test_one_that_somebody_else_could_exchange_is_refused(tmp_path: Path) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "link"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(OSError, match="belongs to user 65534; name a directory of root's"):
+        prepare_run_directory(theirs)
+    link.symlink_to(theirs)
+    with pytest.raises(OSError, match="is a symbolic link"):
+        prepare_run_directory(link)
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
+
+
+def test_one_agent_at_a_time_begins(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    child = (
+        "import sys, pathlib, ztunnel.premises as p; print('asks', flush=True); p.hold(pathlib.Path(sys.argv[1]));"
+        "print('began', flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", child, tmp_path], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"asks\n"
+        assert not select.select([other.stdout], [], [], 0.3)[0]
+        os.close(first)
+        assert other.stdout.readline() == b"began\n"
+    os.close(hold(tmp_path))  # who died holds nothing
 
 
 def test_processes_of_a_cgroup(tmp_path: Path) -> None:

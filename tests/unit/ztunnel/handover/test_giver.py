@@ -14,9 +14,9 @@ import pytest
 
 from tests.unit.ztunnel.engine.nodes import eventually
 from ztunnel.admin.listener import unix_listener
-from ztunnel.handover import heir
+from ztunnel.handover import giver, heir
 from ztunnel.handover.channel import Channel, close_all
-from ztunnel.handover.giver import Giver, Legacy, Pod, descriptors_of, presence_of
+from ztunnel.handover.giver import Giver, Legacy, NotResumed, Pod, descriptors_of, presence_of
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
 from ztunnel.handover.message import VERSION, Answer, Ask, Estate, Outcome, PodEstate, Released, Taken, Withdrawn
 from ztunnel.orders import Listeners
@@ -33,7 +33,9 @@ class SmallHolder:
     """An agent with one pod, IPv4 alone, and one socket; `did` is what it was told to do, in order."""
 
     ending: bool = False
-    fault: Exception | None = None
+    fault: Exception | None = None  # of `pause`
+    stuck: OSError | None = None  # of `resume`
+    pods: int = 1
     did: list[str] = field(default_factory=list)
     sockets: list[socket.socket] = field(default_factory=lambda: [listening() for _ in range(4)])
 
@@ -52,7 +54,13 @@ class SmallHolder:
         )
         return Legacy(
             estate=Estate(
-                layout="l", holdings=b"", synced=True, certificates=(), direct=None, sockets=("metrics",), pods=1
+                layout="l",
+                holdings=b"",
+                synced=True,
+                certificates=(),
+                direct=None,
+                sockets=("metrics",),
+                pods=self.pods,
             ),
             sockets=[node.fileno()],
             pods=[
@@ -60,11 +68,14 @@ class SmallHolder:
                     estate=PodEstate(instance="i", present=presence_of(listeners), reuse="2", older=()),
                     listeners=listeners,
                 )
-            ],
+            ]
+            * self.pods,
         )
 
     async def resume(self) -> None:
         self.did.append("resume")
+        if self.stuck is not None:
+            raise self.stuck
 
     def release(self) -> None:
         self.did.append("release")
@@ -190,6 +201,68 @@ async def test_one_that_cannot_pause_goes_on(tmp_path: Path) -> None:
             await asyncio.wait_for(asyncio.to_thread(claim, tmp_path), SECONDS)
         await agent.did("pause", "resume")
         assert not agent.serving.done()
+
+
+async def test_one_that_cannot_go_on_ends_instead_of_staying_paused(tmp_path: Path) -> None:
+    async with old(tmp_path, patience=0.05) as agent:
+        agent.holder.stuck = OSError("no memory for the kernel side")
+        found = await claimed(tmp_path)
+        with pytest.raises(NotResumed, match="no memory for the kernel side"):
+            await agent.given()
+        discard(found)
+
+
+async def test_an_heir_that_takes_pod_after_pod_slowly_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with old(tmp_path, patience=0.5) as agent:
+        agent.holder.pods = 100_000  # more than the socket's buffer holds
+        channel = await asyncio.to_thread(agent.connected)
+        await asyncio.to_thread(channel.send, Ask(version=VERSION), seconds=SECONDS)
+        await agent.did("pause", "resume")
+        channel.close()
+
+
+async def test_without_descriptors_whoever_asks_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giver, "_ACCEPT_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    accept, refused = loop.sock_accept, 3
+
+    async def scarce(listener: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise OSError(24, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", scarce)
+    async with old(tmp_path) as agent:
+        found = await claimed(tmp_path)
+        await asyncio.to_thread(found.confirm)
+        await agent.given()
+        assert refused == 0
+        discard(found)
+
+
+async def test_what_came_before_the_old_one_died_is_let_go(tmp_path: Path) -> None:
+    listener = unix_listener(tmp_path / SOCKET)
+    listener.setblocking(True)
+    here, there = socket.socketpair()
+
+    def play() -> None:
+        channel = Channel(listener.accept()[0])
+        channel.receive(seconds=SECONDS)
+        channel.send(Answer(outcome=Outcome.YOURS), seconds=SECONDS)
+        estate = Estate(layout="", holdings=b"", synced=True, certificates=(), direct=None, sockets=("a",), pods=1)
+        channel.send(estate, [there.fileno()], seconds=SECONDS)
+        there.close()
+        listener.close()  # as if killed: nobody answers the next attempt
+        channel.close()
+
+    playing = asyncio.create_task(asyncio.to_thread(play))
+    assert await asyncio.to_thread(claim, tmp_path) is None
+    await playing
+    with here:
+        here.settimeout(SECONDS)
+        assert here.recv(1) == b""  # nobody holds the other end
 
 
 @pytest.mark.parametrize("why", ["version", "ending"])
