@@ -57,16 +57,32 @@ class Listen:
 
 
 def arguments(argv: Sequence[str] | None = None, *, prog: str = "python -m controller") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description="Gossamer's control plane")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="The control plane: reads Kubernetes objects, tells each node's agent what concerns it, and signs "
+        "the certificates of workloads.",
+    )
     parser.add_argument("--source", type=Path, required=True, help="directory of YAML files, watched")
     parser.add_argument("--state", type=Path, required=True, help="directory for ca.key, ca.crt and what must last")
-    parser.add_argument("--listen", type=Listen.parse, default=Listen("", 15012), metavar="HOST:PORT")
+    parser.add_argument(
+        "--listen",
+        type=Listen.parse,
+        default=Listen("", 15012),
+        metavar="HOST:PORT",
+        help="for agents: configuration and certificates (default: 15012, every address)",
+    )
     parser.add_argument("--tokens", type=Path, required=True, help='JSON: {"<node>": "<sha256 hex of its token>"}')
     parser.add_argument("--run", type=Path, required=True, help="directory for admin.sock")
     parser.add_argument("--metrics", type=Listen.parse, metavar="HOST:PORT", help=f"default: {METRICS_PORT}, same host")
-    parser.add_argument("--trust-domain", type=_trust_domain, default="cluster.local")
-    parser.add_argument("--cluster", default="Kubernetes")
-    parser.add_argument("--root-namespace", default="istio-system")
+    parser.add_argument(
+        "--trust-domain", type=_trust_domain, default="cluster.local", help="of all identities (default: %(default)s)"
+    )
+    parser.add_argument("--cluster", default="Kubernetes", help="its name, in metrics and uids (default: %(default)s)")
+    parser.add_argument(
+        "--root-namespace",
+        default="istio-system",
+        help="policies there without a selector are for the whole mesh (default: %(default)s)",
+    )
     parser.add_argument(
         "--dns-name", action="append", type=_host, default=[], help="a name or IP nodes reach us by; repeatable"
     )
@@ -77,7 +93,9 @@ def arguments(argv: Sequence[str] | None = None, *, prog: str = "python -m contr
         metavar="SECONDS",
         help="of workloads; agents renew at about half of it (default: a day, as Istio's DEFAULT_WORKLOAD_CERT_TTL)",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: %(default)s"
+    )
     return parser.parse_args(argv)
 
 

@@ -120,8 +120,10 @@ def _read(options: Options) -> dict[str, str]:
     for name in options.file:
         try:
             texts[name] = sys.stdin.read() if name == "-" else Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise LabError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        except UnicodeDecodeError as error:
+            raise LabError(f"{name}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from None
+        except OSError as error:
+            raise LabError(f"{name}: {error.strerror}") from error
     return texts
 
 

@@ -86,6 +86,13 @@ def find_agents(
         socket_path = environment.get("GOSSAMER_SOCKET") or None
     if socket_path is not None:
         return [Agent(node="", socket=Path(socket_path))]
+    try:
+        return _of_lab(labs, lab, node)
+    except PermissionError as error:
+        raise AgentUnreachable(f"{error.filename}: {error.strerror}; labs belong to root; run this with sudo") from None
+
+
+def _of_lab(labs: Path, lab: str | None, node: str | None) -> list[Agent]:
     there = sorted(p.name for p in labs.iterdir() if (p / "nodes").is_dir()) if labs.is_dir() else []
     lab = lab or (there[0] if len(there) == 1 else "lab")
     if lab not in there:

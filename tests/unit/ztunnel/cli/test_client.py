@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from pathlib import Path
@@ -60,6 +61,20 @@ def test_options_win_over_the_environment(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said_with_what_is(tmp_path: Path, options: dict, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         found(labs(tmp_path, a=["n1"], b=["n1"]), **options)
+
+
+def test_who_may_not_look_is_told_so(tmp_path: Path) -> None:
+    labs = tmp_path / "labs"
+    (labs / "lab" / "nodes").mkdir(parents=True)
+    (labs / "lab").chmod(0o700)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(AgentUnreachable, match=r"labs/lab/nodes: Permission denied; .* run this with sudo"):
+            find_agents(socket_path=None, lab=None, node=None, environment={}, labs=labs)
+    finally:
+        os.seteuid(0)
 
 
 def test_without_any_lab_the_cure_is_named(tmp_path: Path) -> None:
