@@ -8,6 +8,7 @@
     hooks       attach the programs: to the node's cgroup, to a pod's netns
     pin         names in a bpffs directory; adopt what a former agent left, replace it without a gap
     direct      the direct path: targets, verdicts, flows
+    ledger      how ended flows are told: by themselves, or together
     services    what connections to Services are spread over
     promote     takes direct flows from TCP to socket to socket, and back
     nudge       wakes a reader of a direct flow
@@ -34,6 +35,7 @@ from bpf.direct import DirectFlow, Mode, Target, VerdictEntry
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
 from bpf.layouts import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, Event, Mismatch
+from bpf.ledger import DirectTally
 from bpf.promote import Outcome
 from bpf.registry import PodSlot
 
@@ -44,6 +46,7 @@ __all__ = [
     "DirectFlow",
     "DirectOpened",
     "DirectReady",
+    "DirectTally",
     "Event",
     "Kernel",
     "Mismatch",

@@ -7,7 +7,8 @@ removed without `bump` still holds for a connect() that is under way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -144,10 +145,14 @@ class DirectPath:
         for name in ("sources", "splicers"):
             self._maps[name].delete(COOKIE.pack(pod.cookie))
 
-    def flows(self, pods: Mapping[str, PodSlot]) -> list[DirectFlow]:
-        """Every flow that is there all the while that this takes."""
+    def flows(self, pods: Mapping[str, PodSlot], known: Container[int] = ()) -> list[DirectFlow]:
+        """Every flow that is there all the while that this takes, unless its id is known."""
         names = {pod.cookie: pod.instance for pod in pods.values()}
-        return [self._flow(key, value, names) for key, value in self._maps["directs"].snapshot()]
+        return [
+            self._flow(key, value, names)
+            for key, value in self._maps["directs"].snapshot()
+            if not known or int.from_bytes(value[:8], sys.byteorder) not in known
+        ]
 
     def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
         destination, server, client = unpack_tuple(key)

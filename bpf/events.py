@@ -32,8 +32,8 @@ class Ring:
         self._data.close()
 
     def read(self) -> Iterator[Event | Happening]:
-        """Events that are there now; never waits. Openings and ends of direct flows do not wake who waits for `fd`:
-        read twice a second. What the ring had no room for is counted: `Kernel.lost_events`."""
+        """Events that are there now; never waits. Ends of direct flows do not wake who waits for `fd`: read twice a
+        second. What the ring had no room for is counted: `Kernel.lost_events`."""
         while True:
             at = self._position.value
             if at >= struct.unpack_from("=Q", self._data)[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,7 @@ from bpf.layouts import (
     unpack_drawn,
     unpack_ip,
 )
+from bpf.ledger import Ledger
 from bpf.maps import Map
 from bpf.promote import Promoter
 from bpf.registry import DEFINITION as REGISTRY
@@ -76,7 +77,7 @@ class Settings:
 
 
 class Kernel:
-    """One node's kernel side. For one thread: the agent's event loop."""
+    """One node's kernel side. For one thread: the agent's event loop. `ledger`: how ended direct flows are told."""
 
     def __init__(
         self, pins: Path, artifact: Artifact, maps: Mapping[str, Map], registry: Map, settings: Settings
@@ -92,6 +93,7 @@ class Kernel:
         self._ring: Ring | None = None
         self._promoter: Promoter | None = None
         self._direct = DirectPath(maps)
+        self.ledger = Ledger(maps)
         self._services = Services(maps["services"])
         self._captured, self._announced = maps["captured"], maps["announced"]
 
@@ -288,13 +290,14 @@ class Kernel:
         not enrolled count as elsewhere. How many Services found no room: those ask the agent too."""
         return self._services.set(self.pods(), services)
 
-    def flows(self) -> list[DirectFlow]:
-        """The direct flows that are open, those of a former agent too, also where it had another layout."""
+    def flows(self, known: Container[int] = ()) -> list[DirectFlow]:
+        """The direct flows that are open, those of a former agent too, also where it had another layout; without those
+        whose ids are known, which is cheap where most are."""
         pods = self.pods()
-        found = self._direct.flows(pods)
+        found = self._direct.flows(pods, known)
         for folder in self._other_layouts():
             with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "consumed")]) as maps:
-                found += DirectPath(maps).flows(pods) if maps else []
+                found += DirectPath(maps).flows(pods, known) if maps else []
         return found
 
     @property

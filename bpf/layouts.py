@@ -38,8 +38,11 @@ PAIR = struct.Struct("=QQII")  # source, destination, port, pad
 VERDICT = struct.Struct("=II")  # generation, reason
 # holder, source, opened, sent, received, client, server, generation, state, accelerate, asked, asked port, pad
 DIRECT = struct.Struct("=QQQQQQQIHH16sII")
-# as EVENT, then source, id, opened, sent, received, generation, what, accelerated, asked, asked port, pad
-HAPPENING = struct.Struct("=Q16s16sHHIQQQQQIHH16sII")
+# as EVENT, then source, id, opened, at, sent, received, generation, what, accelerated, asked, asked port, pad
+HAPPENING = struct.Struct("=Q16s16sHHIQQQQQQIHH16sII")
+ATTENTION = struct.Struct("=QII")  # listed, page, each
+ENTRY = struct.Struct("=QQ16s16s16sHHI")  # source, destination, client, server, asked, port, asked port, page
+TALLY = struct.Struct("=QQQ")  # flows, sent, received
 LANE = struct.Struct("=QQQQQQQIIIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, …
 METER = struct.Struct("=48sQQQIIIIII")  # flow, own, bytes, moved, first, receives, native, doubts, behind, by_tcp
 PROMOTION = struct.Struct("=48sII")  # flow, client, last
@@ -113,6 +116,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "source",
             "id",
             "opened",
+            "at",
             "sent",
             "received",
             "generation",
@@ -123,6 +127,9 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "pad",
         ),
     ),
+    "attention": (ATTENTION, ("listed", "page", "each")),
+    "entry": (ENTRY, ("source", "destination", "client", "server", "asked", "port", "asked_port", "page")),
+    "tally": (TALLY, ("flows", "sent", "received")),
     "event": (EVENT, ("netns", "local", "remote", "local_port", "remote_port", "reason")),
 }
 
@@ -137,6 +144,7 @@ DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
 HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH, HAPPENED_READY, HAPPENED_DRAINED = 1, 2, 3, 4, 5
 HAPPENED_BARRED = 6
 REASONS = 64
+OPENED_FLOWS = 63  # of the counters
 
 NOWHERE = bytes(16)
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -202,8 +210,9 @@ class Event:
 
 
 class DirectOpened(NamedTuple):
-    """A direct flow is established: attested on both ends. `id` is the cookie of the source's socket; `source` and
-    `destination` are netns cookies; times are CLOCK_MONOTONIC."""
+    """A direct flow is established, attested on both ends, and policy has changed since its SYN was judged; all others
+    are found by looking. `id` is the cookie of the source's socket; `source` and `destination` are netns cookies; times
+    are CLOCK_MONOTONIC."""
 
     id: int
     source: int
@@ -216,7 +225,7 @@ class DirectOpened(NamedTuple):
 
 
 class DirectClosed(NamedTuple):
-    """It has ended. Every one was told as opened, unless that was lost."""
+    """It has ended: one that had been found, or any if every one is to be told (`bpf.ledger`)."""
 
     id: int
     source: int
@@ -229,6 +238,7 @@ class DirectClosed(NamedTuple):
     sent: int  # bytes, source to destination
     received: int
     accelerated: bool  # bytes went from socket to socket
+    closed_ns: int
 
 
 class Mismatch(NamedTuple):
@@ -290,8 +300,8 @@ def unpack_event(data: bytes | mmap, offset: int, size: int) -> Event | Happenin
 
 def _happening(data: bytes | mmap, offset: int) -> Happening:
     fields = HAPPENING.unpack_from(data, offset)
-    destination, local, remote, local_port, remote_port, _, source, id, opened, sent, received, generation = fields[:12]
-    what, accelerated, service, service_port, _ = fields[12:]
+    destination, local, remote, local_port, remote_port, _, source, id, opened, at, sent, received, *rest = fields
+    generation, what, accelerated, service, service_port, _ = rest
     client, server = SocketAddress(unpack_ip(remote), remote_port), SocketAddress(unpack_ip(local), local_port)
     asked = unpack_asked(service, service_port, server)
     if what == HAPPENED_MISMATCH:
@@ -316,6 +326,7 @@ def _happening(data: bytes | mmap, offset: int) -> Happening:
         sent,
         received,
         accelerated=bool(accelerated),
+        closed_ns=at,
     )
 
 

@@ -117,6 +117,7 @@ def _run(pins: Path, cgroup: Path, agent_cgroup: Path, cache: Path) -> str:
         here = os.open("/proc/self/ns/net", os.O_RDONLY)
         with netns.entered(node):
             pod = kernel.enrol("selftest", here, [_CLIENT])
+        kernel.ledger.tell_each(True)
         cookie, maps = COOKIE.pack(pod.cookie), kernel._maps
         maps["sources"].put(cookie, INDEX.pack(1))
         maps["targets"].put(PLACE.pack(0, pack_ip(_SERVER)), TARGET.pack(pod.cookie, kernel.generation, TARGET_OPEN, 1))

@@ -20,7 +20,7 @@ from enum import IntEnum
 from typing import TextIO
 
 from mesh.reason import Reason
-from ztunnel.connections import Connection, Passed
+from ztunnel.connections import Connection, Passed, Tally
 from ztunnel.metrics.traffic import WITHOUT_CONTEXT
 
 CAPACITY = 8192  # lines; some 4 MiB
@@ -86,13 +86,21 @@ class AccessLog:
         else:
             self._log(Level.ERROR, "connection complete", connection, seconds)
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
-        if self.level > Level.INFO:
+    @property
+    def wants_each(self) -> bool:
+        """Whether there is a line for a connection that ends well."""
+        return self.level <= Level.INFO
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        """No lines: those that are wanted are not told together."""
+
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
+        if not self.wants_each:
             return
         for one in each:
             own = replace(common, client=one.client, sent=one.sent, received=one.received)
             self.opened(own)
-            self.closed(own, (now_ns - one.opened_ns) / 1e9)
+            self.closed(own, (one.closed_ns - one.opened_ns) / 1e9)
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop after the lines that are queued, or after `timeout` seconds if nobody reads them."""

@@ -38,7 +38,8 @@ from ztunnel.decider import Decider
 from ztunnel.direct import Direct
 from ztunnel.direct import Kernel as DirectKernel
 from ztunnel.enrol import Capture, Pod, Surroundings
-from ztunnel.flows import Flow, Flows
+from ztunnel.flows import Flows
+from ztunnel.flows import Kernel as FlowsKernel
 from ztunnel.handover.giver import Giver
 from ztunnel.handover.heir import SOCKET, Inheritance
 from ztunnel.hearing import Hearing
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 _COOKIES = 4096  # of pods that are here, and of those that left last
 
 
-class Kernel(Capture, Steering, DirectKernel, SuccessionKernel, Protocol):
+class Kernel(Capture, Steering, DirectKernel, FlowsKernel, SuccessionKernel, Protocol):
     """What the agent needs of the kernel side (implemented by `bpf.Kernel`)."""
 
     def pods(self) -> Mapping[str, PodSlot]:
@@ -72,7 +73,6 @@ class Kernel(Capture, Steering, DirectKernel, SuccessionKernel, Protocol):
 
     def counters(self) -> Mapping[Reason, int]: ...
     def events(self) -> refusals.Ring: ...
-    def flows(self) -> Sequence[Flow]: ...
     def lost_events(self) -> int: ...
 
 
@@ -131,7 +131,7 @@ class Agent:
                 connections=self._connections,
                 snapshot=lambda: self.snapshot,
                 workload=self._workload_of,
-                listed=kernel.flows,
+                kernel=kernel,
                 now=_now,
                 monotonic_ns=time.monotonic_ns,
             ),
@@ -329,7 +329,13 @@ class Agent:
         return Path(pod.record.netns) if pod is not None and pod.record is not None else None
 
     async def _follow_kernel(self) -> None:
-        hearing = Hearing(direct=self._direct, instance=self._instance)
+        hearing = Hearing(
+            direct=self._direct,
+            ledger=self._kernel.ledger,
+            instance=self._instance,
+            each=lambda: self._access.wants_each,
+            monotonic=time.monotonic,
+        )
         await refusals.follow(self._kernel.events(), self._names_by_cookie, Event, hearing.hear)
 
     def _instance(self, cookie: int) -> str:

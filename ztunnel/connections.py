@@ -57,7 +57,7 @@ class Connection:
 
 
 class Passed(Protocol):
-    """One of many alike: what is its own. `opened_ns` is CLOCK_MONOTONIC."""
+    """One of many alike: what is its own. Times are CLOCK_MONOTONIC."""
 
     @property
     def client(self) -> SocketAddress: ...
@@ -67,6 +67,17 @@ class Passed(Protocol):
     def received(self) -> int: ...
     @property
     def opened_ns(self) -> int: ...
+    @property
+    def closed_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Of many alike; bytes from the clients to the server, and back."""
+
+    connections: int
+    sent: int
+    received: int
 
 
 class Subscriber(Protocol):
@@ -81,9 +92,12 @@ class Subscriber(Protocol):
     def refused(self, connection: Connection, seconds: float) -> None:
         """The last word about a connection that never was."""
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         """Connections that were opened and closed before anybody looked: first and last word at once. `common` is what
-        they share; `now_ns` is the clock of their `opened_ns`."""
+        they share."""
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        """Likewise, and nothing is known of each."""
 
 
 class Connections:
@@ -111,7 +125,8 @@ class Connections:
             connection.destination_identity = fact.peer
         self._tell(lambda s: s.opened(connection))
 
-    def ended(self, fact: Ended) -> None:
+    def ended(self, fact: Ended, seconds: float | None = None) -> None:
+        """The engine's last fact; `seconds` if it is known better than by now how long the connection lived."""
         connection = self._live.pop(fact.id, None)
         if connection is None:
             return
@@ -119,15 +134,19 @@ class Connections:
         # A refusal's own reason says more than the engine's echo of it.
         if connection.reason is Reason.OK:
             connection.reason, connection.detail = fact.reason, fact.detail
-        seconds = max(0.0, (self._now() - connection.opened_at).total_seconds())
+        lived = max(0.0, (self._now() - connection.opened_at).total_seconds()) if seconds is None else seconds
         if connection.established:
-            self._tell(lambda s: s.closed(connection, seconds))
+            self._tell(lambda s: s.closed(connection, lived))
         else:
-            self._tell(lambda s: s.refused(connection, seconds))
+            self._tell(lambda s: s.refused(connection, lived))
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         """They were opened and closed before anybody looked; there are no records of them."""
-        self._tell(lambda s: s.passed(common, each, now_ns))
+        self._tell(lambda s: s.passed(common, each))
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        """Likewise."""
+        self._tell(lambda s: s.tallied(common, tally))
 
     def forget(self, id_: int) -> None:
         """It goes on, but is told of by somebody else."""

@@ -27,8 +27,8 @@ from mesh.model import SocketAddress, Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
 from ztunnel import older
-from ztunnel.connections import Connection, Passed, lost
-from ztunnel.flows import Flow, Flows, Record
+from ztunnel.connections import Connection, Passed, Tally, lost
+from ztunnel.flows import Flow, Flows, Heard, Record
 from ztunnel.handover.message import DirectKey, DirectState, DirectTarget
 from ztunnel.older import OlderConnection
 
@@ -147,7 +147,7 @@ class Direct:
         """Those of a pod's connections that are not direct ones, of this agent's life or of one before; OSError. The
         kernel is asked after they were found, so that one which began meanwhile is not missed."""
         rest = _without(instance, found, [record.flow for record in self.flows.live.values()])
-        return _without(instance, rest, self.flows.listed()) if rest else ()
+        return _without(instance, rest, self.flows.kernel.flows()) if rest else ()
 
     def drawable(self, service: SocketAddress) -> frozenset[SocketAddress]:
         """The endpoints that the kernel itself draws where this is dialled; others are the agent's to draw."""
@@ -250,17 +250,36 @@ class Direct:
 
     # What the kernel tells
 
+    @property
+    def knows(self) -> bool:
+        """Whether there is something to judge connections by."""
+        return bool(self.snapshot().workloads)
+
     def opened(self, flow: Flow) -> None:
-        if self.snapshot().workloads:  # else it is found when there is something to judge it by
+        if self.knows:  # else it is found when there is something to judge it by
             self._heard([self.flows.opened(flow)])
             self._execute()
 
     def passed(self, like: Flow, each: Sequence[Passed]) -> bool:
         """They are over already, and alike; False: they are to be told one by one."""
-        return not self.snapshot().workloads or self.flows.passed(like, each)
+        return not self.knows or self.flows.passed(like, each)
 
-    def closed(self, flow: Flow) -> None:
-        self.flows.closed(flow)
+    def tallied(self, like: Flow, tally: Tally) -> None:
+        """They came and went before anybody looked."""
+        self.flows.tallied(like, tally)
+
+    def find(self) -> None:
+        """Flows that were opened since the last time."""
+        self._look(self._find)
+
+    def _find(self) -> None:
+        fresh = self.flows.find()
+        if fresh:
+            self._heard(fresh)
+            self._execute()
+
+    def closed(self, flow: Heard) -> None:
+        self.flows.closed(flow, closed_ns=flow.closed_ns)
 
     def mismatched(self, flow: Flow) -> None:
         """The address was another's. The kernel delivers nothing; the source's socket is ended here."""
@@ -338,7 +357,7 @@ class Direct:
         self._execute()
 
     def _look(self, what: Callable[[], None]) -> None:
-        if not self.snapshot().workloads:
+        if not self.knows:
             return
         try:
             what()

@@ -1,5 +1,8 @@
 """Records of direct connections: what the kernel tells of them, as every other connection is told.
 
+The kernel is asked twice a second which there are. Those that are over by then it has added up, without records; of
+those that were found it tells the end. Both sides know by the time that a flow was opened which of the two it is.
+
 No byte of them passes the agent, so both ends are pods of this node and each connection has two records, one per
 reporter. Their ids are negative: positive ones are the engine's.
 """
@@ -7,18 +10,19 @@ reporter. Their ids are negative: positive ones are the engine's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Protocol
 
+from bpf import DirectTally
 from mesh.model import Service, SocketAddress, Workload
 from mesh.policy import Arrival, Verdict, decide
 from mesh.reason import Reason
 from mesh.route import service_of
 from mesh.snapshot import Snapshot
-from ztunnel.connections import Connection, Connections, Passed
+from ztunnel.connections import Connection, Connections, Passed, Tally
 from ztunnel.orders import Ended, Opened
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,23 @@ class Flow(Protocol):
     def opened_ns(self) -> int: ...  # CLOCK_MONOTONIC
 
 
+class Ledger(Protocol):
+    """Implemented by `bpf.ledger.Ledger`."""
+
+    def opened(self) -> int: ...  # how many flows there have been
+    def found_until(self, now_ns: int) -> None: ...  # what was opened by then is about to be found
+    def tell_each(self, wanted: bool) -> None: ...
+    def turn(self) -> Sequence[DirectTally]: ...
+
+
+class Kernel(Protocol):
+    """Where the flows are (implemented by `bpf.Kernel`). All may raise OSError."""
+
+    def flows(self, known: Container[int] = ()) -> Iterable[Flow]: ...  # those whose ids are not known
+    @property
+    def ledger(self) -> Ledger: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
     """A flow that an event tells of."""
@@ -65,6 +86,7 @@ class Heard:
     received: int = 0
     established: bool = True
     opened_ns: int = 0
+    closed_ns: int = 0  # likewise; 0: it is open
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,16 +106,17 @@ class Record:
 
 @dataclass(slots=True, kw_only=True)
 class Flows:
-    """The live ones. `listed` reads the kernel's list; `monotonic_ns` is the clock of its times."""
+    """The live ones. `monotonic_ns` is the clock of the kernel's times."""
 
     connections: Connections
     snapshot: Callable[[], Snapshot]
     workload: Callable[[Snapshot, str], Workload | None]
-    listed: Callable[[], Iterable[Flow]]
+    kernel: Kernel
     now: Callable[[], datetime]
     monotonic_ns: Callable[[], int]
     live: dict[int, Record] = field(default_factory=dict)  # by the kernel's id
     drains: int = 0  # how often all events were heard that there were
+    _opened: int = -1  # how many there had been when it was looked for fresh ones
     _passed: dict[tuple[object, ...], Record] = field(default_factory=dict)  # what flows alike had in common
     _passed_under: Snapshot | None = None
     _ids: count[int] = field(default_factory=lambda: count(1))
@@ -118,8 +141,26 @@ class Flows:
         if common.refusal or common.reports[0].notes:
             return False
         for report in common.reports:
-            self.connections.passed(report, each, self.monotonic_ns())
+            self.connections.passed(report, each)
         return True
+
+    def tallied(self, like: Flow, tally: Tally) -> None:
+        """Flows that came and went before anybody looked, all as `like` is. Whatever is permitted now, they were."""
+        common = self._common(like)
+        for note in common.reports[0].notes:
+            log.warning("%d direct connections as from %s to %s: %s", tally.connections, like.client, like.server, note)
+        for report in common.reports:
+            self.connections.tallied(report, tally)
+
+    def find(self) -> list[Record]:
+        """Begin records of flows that were opened since the last time; cheap if there are none."""
+        opened, now = self.kernel.ledger.opened(), self.monotonic_ns()
+        if opened == self._opened:
+            return []
+        self.kernel.ledger.found_until(now)
+        fresh = [f for f in self.kernel.flows(self.live) if f.established and f.opened_ns <= now]
+        self._opened = opened
+        return [self.opened(flow) for flow in fresh]
 
     def _common(self, like: Flow) -> Record:
         snapshot = self.snapshot()
@@ -154,13 +195,14 @@ class Flows:
             own.service = theirs.service = self._service(snapshot, flow, source, destination)
         return Record(flow=flow, reports=(own, theirs), arrival=arrival, refusal=refusal)
 
-    def closed(self, flow: Flow, reason: Reason = Reason.OK) -> None:
-        """The last word about it; also of one whose beginning was lost."""
+    def closed(self, flow: Flow, reason: Reason = Reason.OK, closed_ns: int = 0) -> None:
+        """The last word about it; also of one that was not found. `closed_ns`: when, if that is known."""
         record = self.opened(flow)
         del self.live[flow.id]
+        seconds = (closed_ns - flow.opened_ns) / 1e9 if closed_ns else None
         for report in record.reports:
             ended = Ended(id=report.id, reason=reason, detail="", sent=flow.sent, received=flow.received)
-            self.connections.ended(ended)
+            self.connections.ended(ended, seconds)
 
     def refused(self, flow: Flow, reason: Reason, detail: str) -> None:
         """One that began and was found to lead elsewhere: nothing of it was delivered."""
@@ -174,8 +216,12 @@ class Flows:
         """Events are lost when nobody reads them fast enough: begin what is there without a record, end what is gone.
         An event may still be on its way, so what is gone is ended once all events that were waiting have been heard.
         Returns what is new."""
-        # What is not established yet is judged by the kernel when its SYN arrives, and told when it is.
-        listed = {flow.id: flow for flow in self.listed() if flow.established}
+        # What is not established yet is judged by the kernel when its SYN arrives. If that was by a former policy, and
+        # it is established after this list was made, it is told.
+        now = self.monotonic_ns()
+        self.kernel.ledger.found_until(now)
+        there = (flow for flow in self.kernel.flows() if flow.established)
+        listed = {flow.id: flow for flow in there if flow.opened_ns <= now or flow.id in self.live}
         new = listed.keys() - self.live.keys()
         for flow in listed.values():
             record = self.opened(flow)
@@ -191,7 +237,7 @@ class Flows:
     def counts(self) -> dict[int, tuple[int, int]]:
         """Bytes that each live report has moved: id -> (client to server, server to client)."""
         counted = {}
-        for flow in self.listed() if self.live else ():
+        for flow in self.kernel.flows() if self.live else ():
             record = self.live.get(flow.id)
             if record is not None:
                 record.flow = flow

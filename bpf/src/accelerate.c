@@ -42,17 +42,6 @@ static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *
   watch_close(s);
 }
 
-/* A closed socket takes its meter with it. Called for every close that is watched. */
-static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *sk) {
-  struct tuple own = {};
-  u64 pointer = (u64)sk;
-  own.netns = bpf_get_netns_cookie(s);
-  from_server(s, &own);
-  u64 *end = lanes.sk_storage_get(sk, 0, 0) ? ends.lookup(&own) : 0;
-  if (end && *end == pointer) ends.delete(&own);
-  consumed.delete(&pointer);
-}
-
 static __always_inline int opens(struct bpf_sock *own, struct lane *lane, const struct meter *meter) {
   u32 written = 0, copied = 0;
   if (meter->receives == lane->after) return 0;            /* it may still wait in a receive that knows of TCP only */

@@ -14,7 +14,7 @@ static __always_inline int enrolled_in(u64 netns) {
 
 static __always_inline void count(u32 reason) {
   u64 *n = counters.lookup(&reason);
-  if (n) (*n)++;
+  if (n) __sync_fetch_and_add(n, 1);                       /* a softirq may come in between */
 }
 
 static __always_inline void refused(const struct tuple *who, u32 reason) {

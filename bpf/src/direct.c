@@ -59,7 +59,7 @@ static __always_inline int sign(const struct tuple *syn) {
   return SK_PASS + 1;
 }
 
-/* Openings and ends do not wake the agent one by one: it looks twice a second, and is woken for every 64th. */
+/* Ends do not wake the agent one by one: it looks twice a second, and is woken for every 64th. */
 static __always_inline void tell(const struct tuple *key, const struct direct *flow, u64 id, u16 what, u16 accelerated) {
   struct happening h = {};
   h.netns = key->netns;
@@ -71,6 +71,7 @@ static __always_inline void tell(const struct tuple *key, const struct direct *f
   h.source = flow->source;
   h.id = id;
   h.opened = flow->opened;
+  h.at = bpf_ktime_get_ns();
   h.sent = flow->sent;
   h.received = flow->received;
   h.generation = flow->generation;
@@ -79,6 +80,6 @@ static __always_inline void tell(const struct tuple *key, const struct direct *f
   MOVE6(h.asked, flow->asked);
   h.asked_port = flow->asked_port;
   u64 flags = BPF_RB_NO_WAKEUP;
-  if (what >= HAPPENED_MISMATCH || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
+  if (what != HAPPENED_CLOSED || !(id & 63)) flags = BPF_RB_FORCE_WAKEUP;
   if (events.ringbuf_output(&h, sizeof(h), flags)) count(LOST_EVENTS);
 }

@@ -38,24 +38,36 @@ static __always_inline int wants_meters(const struct direct *flow) {
   return flow->accelerate && config && config->accelerate & ACCELERATE_PODS;
 }
 
-static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
+static __always_inline void astray(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked, u64 cookie) {
   struct tuple key = asked->key, own = {};
-  u64 cookie = bpf_get_socket_cookie(s);
+  struct direct unknown = {};
   own.netns = bpf_get_netns_cookie(s);
   from_server(s, &own);
+  unknown.source = own.netns;
+  unknown.opened = bpf_ktime_get_ns();
+  unknown.generation = asked->generation;
+  count(MISMATCH);
+  tell(&key, &unknown, cookie, HAPPENED_MISMATCH, 0);
+  shut(s, sk, &own);
+}
+
+/* The agent finds it when it looks, unless policy has changed since the SYN was judged: then it may have looked already. */
+static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
+  u32 zero = 0;
+  struct tuple key = asked->key;
+  u64 cookie = bpf_get_socket_cookie(s);
   struct direct *flow = directs.lookup(&key);
   if (!flow || flow->holder != cookie || !(flow->state & DIRECT_SIGNED)) {
-    struct direct unknown = {};
-    unknown.source = own.netns;
-    unknown.opened = bpf_ktime_get_ns();
-    unknown.generation = asked->generation;
-    count(MISMATCH);
-    tell(&key, &unknown, cookie, HAPPENED_MISMATCH, 0);
-    shut(s, sk, &own);
+    astray(s, sk, asked, cookie);
     return;
   }
   flow->state |= DIRECT_ESTABLISHED;
-  tell(&key, flow, cookie, HAPPENED_OPENED, 0);
+  count(OPENED_FLOWS);
+  struct settings *config = settings.lookup(&zero);
+  if (config && config->generation != flow->generation) {
+    flow->state |= DIRECT_TOLD;
+    tell(&key, flow, cookie, HAPPENED_OPENED, 0);
+  }
   if (wants_meters(flow) && measure(s, sk, &key)) {
     flow->client = (u64)sk;
     watch_nudges(s);
@@ -67,10 +79,6 @@ static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk,
 static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, struct direct *flow) {
   struct bpf_sock *sk = s->sk;
   if (!sk) return;
-  struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-  if (!asked) return;                                      /* it is still attested; its bytes are told by the source */
-  asked->key = *key;
-  asked->kind = DIRECT_SERVED;
   if (wants_meters(flow) && measure(s, sk, key)) {
     flow->server = (u64)sk;
     watch_nudges(s);
@@ -80,12 +88,11 @@ static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, s
 }
 
 /* The destination's end goes first: what it has moved is not forgotten. */
-static __always_inline void served(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *key) {
-  u64 pointer = (u64)sk;
-  struct meter *meter = consumed.lookup(&pointer);
+static __always_inline void served(struct bpf_sock_ops *s, const struct meter *meter) {
+  struct tuple key = meter->flow;
+  struct direct *flow = directs.lookup(&key);
   learn(s, meter);
-  struct direct *flow = directs.lookup(key);
-  if (!meter || !flow || flow->server != meter->own) return;
+  if (!flow || flow->server != meter->own) return;
   flow->sent = meter->bytes;
   flow->server = 0;
 }
@@ -93,12 +100,18 @@ static __always_inline void served(struct bpf_sock_ops *s, struct bpf_sock *sk, 
 static __always_inline void progressed(struct bpf_sock_ops *s) {
   struct bpf_sock *sk = s->sk;
   struct asked *asked = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
-  if (!asked || (asked->kind != DIRECT && asked->kind != DIRECT_SERVED)) return;
-  struct tuple key = asked->key;
+  int ours = asked && asked->kind == DIRECT;
+  struct tuple key = {};
+  if (ours) {
+    key = asked->key;
+  } else {
+    key.netns = bpf_get_netns_cookie(s);
+    from_server(s, &key);
+  }
   struct direct *flow = directs.lookup(&key);
   if (!flow) return;
   u64 acked = s->bytes_acked, received = s->bytes_received;
-  if (asked->kind == DIRECT) {
+  if (ours) {
     flow->sent = acked ? acked - 1 : 0;                    /* the SYN counts as one */
     flow->received = received;
   } else {
@@ -114,6 +127,33 @@ static __always_inline void nudged(struct bpf_sock_ops *s) {
   u32 *needs_tcp = sk ? options.sk_storage_get(sk, 0, 0) : 0;
   int one = 1;
   if (!needs_tcp || !*needs_tcp) bpf_setsockopt(s, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+}
+
+/* One that the agent has not found is told together with all others like it; 0: it is to be told by itself. */
+static __always_inline int enter(const struct tuple *key, const struct direct *flow) {
+  u32 zero = 0;
+  struct attention *wanted = attention.lookup(&zero);
+  if (!wanted || wanted->each || flow->opened <= wanted->listed || flow->state & DIRECT_TOLD) return 0;
+  struct entry entry = {};
+  entry.source = flow->source;
+  entry.destination = key->netns;
+  MOVE6(entry.client, key->remote);
+  MOVE6(entry.server, key->local);
+  MOVE6(entry.asked, flow->asked);
+  entry.port = key->local_port;
+  entry.asked_port = flow->asked_port;
+  entry.page = wanted->page;
+  struct tally *tally = ledger.lookup(&entry);
+  if (!tally) {
+    struct tally none = {};
+    ledger.insert(&entry, &none);
+    tally = ledger.lookup(&entry);
+  }
+  if (!tally) return 0;
+  __sync_fetch_and_add(&tally->flows, 1);
+  __sync_fetch_and_add(&tally->sent, flow->sent);
+  __sync_fetch_and_add(&tally->received, flow->received);
+  return 1;
 }
 
 /* TCP counts SYN and FIN as a byte each; the state that it comes from tells which FINs there were. */
@@ -134,7 +174,7 @@ static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, 
     flow->received = received + got;
     learn(s, meter);
     flow->state &= ~DIRECT_ESTABLISHED;                    /* who lists it from here on hears of its end */
-    tell(key, flow, cookie, HAPPENED_CLOSED, moved || got);
+    if (!enter(key, flow)) tell(key, flow, cookie, HAPPENED_CLOSED, moved || got);
   }
   directs.delete(key);
 }

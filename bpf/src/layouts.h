@@ -136,6 +136,7 @@ struct happening {          /* of a direct flow; begins as struct event does */
   u64 source;
   u64 id;
   u64 opened;
+  u64 at;                   /* when, likewise */
   u64 sent;
   u64 received;
   u32 generation;
@@ -144,6 +145,29 @@ struct happening {          /* of a direct flow; begins as struct event does */
   u32 asked[4];             /* as in struct direct */
   u32 asked_port;
   u32 pad;
+};
+
+struct attention {          /* what the agent has seen of direct flows, and wants to be told */
+  u64 listed;               /* those that were opened until then (CLOCK_MONOTONIC, ns) it has found in `directs` */
+  u32 page;                 /* of the ledger; it reads the other one */
+  u32 each;                 /* 1: it wants to hear of every end; 0: of those that it has found */
+};
+
+struct entry {              /* key of the ledger: what direct flows that have ended have in common */
+  u64 source;               /* netns cookies */
+  u64 destination;
+  u32 client[4];
+  u32 server[4];
+  u32 asked[4];             /* as in struct direct */
+  u16 port;                 /* of the server */
+  u16 asked_port;
+  u32 page;
+};
+
+struct tally {
+  u64 flows;
+  u64 sent;                 /* bytes, as in struct direct */
+  u64 received;
 };
 
 struct lane {               /* per socket that may hand over bytes: the direction that it sends in */
@@ -190,13 +214,13 @@ struct event {
   u32 reason;
 };
 
-enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED, DIRECT, DIRECT_SERVED };
+enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED, DIRECT };
 enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8, HOLDS_DIRECT = 16 };
 enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
 enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4 };
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
-enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4 };
+enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4, DIRECT_TOLD = 8 };
 enum drawn_what { DRAWN_ENDPOINT = 1, DRAWN_ELSEWHERE = 2 };
 enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5, HAPPENED_BARRED = 6 };
 enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };
@@ -209,6 +233,7 @@ enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };
 #define MAX_PODS 1024
 #define REASONS 64          /* the kernel side owns 1-31 of mesh.reason, and counts policy's too */
 #define LOST_EVENTS 0       /* counters[0]: events that the ring had no room for */
+#define OPENED_FLOWS 63     /* counters[63]: direct flows that were established */
 #define OVERHEAD 1024       /* a redirected message costs about this much memory, however small it is */
 #define BUDGET (1 << 19)    /* unread charge from which a direction is native */
 #define OVERRUNS 2          /* a reader that fell behind more often is left to TCP */

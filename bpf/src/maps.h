@@ -31,6 +31,8 @@ BPF_F_TABLE("hash", struct place, struct target, targets, 16 * MAX_PODS, BPF_F_N
 BPF_F_TABLE("hash", u64, u32, sources, MAX_PODS, BPF_F_NO_PREALLOC);        /* who may dial directly -> 1: accelerated */
 BPF_F_TABLE("hash", struct pair, struct verdict, verdicts, 65536, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", struct tuple, struct direct, directs, 131072, BPF_F_NO_PREALLOC);
+BPF_TABLE("array", u32, struct attention, attention, 1);
+BPF_F_TABLE("hash", struct entry, struct tally, ledger, 16384, BPF_F_NO_PREALLOC); /* of flows that nobody has seen */
 BPF_F_TABLE("hash", struct endpoint, struct service, services, 8192, BPF_F_NO_PREALLOC); /* that have a target behind them */
 
 /* Acceleration: of the loopback leg, and of direct flows */

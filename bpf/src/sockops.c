@@ -105,7 +105,6 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   asked->holds = 0;
   if (holds & HOLDS_QUOTA) discharge(asked->kind == DIRECT ? bpf_get_netns_cookie(s) : key.netns);
   if (holds & HOLDS_DIRECT) parted(s, sk, &key, cookie);
-  if (asked->kind == DIRECT_SERVED) served(s, sk, &key);
   if (holds & HOLDS_CAPTURED) {
     struct destination *to = captured.lookup(&key);
     if (to && to->holder == cookie) captured.delete(&key);
@@ -115,6 +114,23 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
     if (holder && *holder == cookie) flows.delete(&key);
   }
   if (holds & HOLDS_CLIENT) clients.delete(&key);
+}
+
+/* A closed socket takes its meter with it. Called for every close that is watched. */
+static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct asked *asked) {
+  u64 pointer = (u64)sk;
+  struct meter *meter = consumed.lookup(&pointer);
+  if (!meter) return;
+  if (!meter->flow.netns) {
+    struct tuple own = {};
+    own.netns = bpf_get_netns_cookie(s);
+    from_server(s, &own);
+    u64 *end = ends.lookup(&own);
+    if (end && *end == pointer) ends.delete(&own);
+  } else if (!asked) {
+    served(s, meter);
+  }
+  consumed.delete(&pointer);
 }
 
 int sockops(struct bpf_sock_ops *s) {
@@ -138,7 +154,7 @@ int sockops(struct bpf_sock_ops *s) {
   if (!sk) return 0;
   struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
   if (ends_here && asked) closed(s, sk, asked);
-  if (ends_here) slow_down(s, sk);
+  if (ends_here) slow_down(s, sk, asked);
   if (ends_here || !asked || asked->kind == NOTHING) return 0;
   if (starts) connecting(s, asked);
   else established(s, sk, asked);

@@ -138,6 +138,7 @@ class Rig:
         options = {"cgroup": self.cgroup, "agent_cgroup": self.cgroup / "agent",
                    "kubelet_cgroup": self.cgroup / "kubelet", **options}  # fmt: skip
         kernel = Kernel.open(self.pins, **options)
+        kernel.ledger.tell_each(True)
         self.kernels.append(kernel)
         return kernel
 

@@ -7,12 +7,13 @@ import errno
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from bpf import DirectClosed, DirectOpened, Event, Kernel, Mismatch, Mode, Target, VerdictEntry, compile
+from bpf import DirectClosed, Event, Kernel, Mismatch, Mode, Target, VerdictEntry, compile
 from mesh.reason import Reason
 from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol, run
 from tests.kernel.test_life import another_layout, artifact, until
@@ -90,14 +91,14 @@ def test_pods_talk_without_the_agent(
     assert (flow.source, flow.destination, flow.client, flow.server) == (pod.name, server_pod.name, own, (there, port))
     assert (flow.sent, flow.received, flow.accelerated, flow.established) == (1000, 70, False, True)
     assert flow.generation == kernel.generation
-    (opened,) = events(kernel, DirectOpened)
-    assert (opened.id, opened.source, opened.destination) == (flow.id, pod.cookie, server_pod.cookie)
     app.close(client)
     assert server.recv(accepted) == b""
     server.close(accepted)
     (closed,) = events(kernel, DirectClosed)
     assert (closed.id, closed.sent, closed.received, closed.accelerated) == (flow.id, 1000, 70, False)
+    assert (closed.source, closed.destination) == (pod.cookie, server_pod.cookie)
     assert (closed.client, closed.server, closed.opened_ns) == (own, (there, port), flow.opened_ns)
+    assert flow.opened_ns < closed.closed_ns <= time.monotonic_ns()
     drained(kernel)
     assert not listeners.waiting() | served.waiting()
     assert kernel.lost_events() == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpf import DirectClosed, DirectOpened, Event, Kernel, Mode, Target, VerdictEntry, compile
+from bpf import DirectClosed, Event, Kernel, Mode, Target, VerdictEntry, compile
 from bpf.layouts import ACCELERATE_PODS, BACKENDS, SERVICE
 from mesh.balance import Balance, Endpoint
 from mesh.model import Dialled, SocketAddress
@@ -119,8 +119,6 @@ def test_both_ends_see_what_they_would_see_behind_kube_proxy(
         vip,
         (there, PORT),
     )
-    (opened,) = events(kernel, DirectOpened)
-    assert (opened.asked, opened.server) == (vip, (there, PORT))
     app.close(number)
     servers[0].close(accepted)
     (closed,) = events(kernel, DirectClosed)

@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
-from ztunnel.connections import Connection, Passed
+from ztunnel.connections import Connection, Passed, Tally
 from ztunnel.metrics.labels import UNKNOWN, traffic_labels, workload_name
 
 LINGER_SECONDS = 900.0  # three scrapes of the slowest usual interval, and a Grafana panel's look-back
@@ -110,10 +110,15 @@ class Traffic:
         _count(self._touch(connection, Reason.OK), opened=1, received=0, sent=0)
         self._finish(connection)
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         """Opened and closed at once, without an error."""
-        received, sent = sum(one.sent for one in each), sum(one.received for one in each)
-        _count(self._touch(common, Reason.OK), opened=len(each), closed=len(each), received=received, sent=sent)
+        sent, received = sum(one.sent for one in each), sum(one.received for one in each)
+        self.tallied(common, Tally(connections=len(each), sent=sent, received=received))
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        """Likewise."""
+        many = tally.connections
+        _count(self._touch(common, Reason.OK), opened=many, closed=many, received=tally.sent, sent=tally.received)
 
     def _finish(self, connection: Connection) -> None:
         # The flag is known at the end only: as in Istio, `closed` carries it, `opened` and the bytes have "-".

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 
 from mesh.policy import Trial
 from mesh.snapshot import Snapshot
-from ztunnel.connections import Connection, Passed
+from ztunnel.connections import Connection, Passed, Tally
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +25,11 @@ class Trials:
     def refused(self, connection: Connection, seconds: float) -> None:
         self._count(connection, 1)
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         self._count(common, len(each))
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        self._count(common, tally.connections)
 
     def closed(self, connection: Connection, seconds: float) -> None:
         """It was counted when it was opened."""

@@ -25,7 +25,7 @@ from mesh.model import (
 from mesh.policy import Arrival
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
-from ztunnel.connections import Connection, Connections, Passed, lost
+from ztunnel.connections import Connection, Connections, Passed, Tally, lost
 from ztunnel.orders import Close, Ended, Opened
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,8 +51,11 @@ class Heard:
     def refused(self, connection: Connection, seconds: float) -> None:
         self.said.append(("refused", connection.id, connection.reason.name, seconds))
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
-        self.said += [("passed", common.id, common.reason.name, (now_ns - one.opened_ns) / 1e9) for one in each]
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
+        self.said += [("passed", common.id, common.reason.name, (one.closed_ns - one.opened_ns) / 1e9) for one in each]
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        self.said += [("tallied", common.id, common.reason.name, float(tally.connections))]
 
 
 class Deaf:
@@ -67,7 +70,10 @@ class Deaf:
     def refused(self, connection: Connection, seconds: float) -> None:
         raise RuntimeError("deaf")
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
+        raise RuntimeError("deaf")
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
         raise RuntimeError("deaf")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from bpf import Outcome
+from bpf import DirectTally, Outcome
 from mesh import balance
 from mesh.balance import Balance, Endpoint
 from mesh.direct import Key, Mode, Target, VerdictEntry
@@ -38,7 +38,7 @@ from mesh.snapshot import Delta, Snapshot
 from ztunnel import capture
 from ztunnel import direct as ztunnel_direct
 from ztunnel.admin import report
-from ztunnel.connections import Connection, Connections, Passed
+from ztunnel.connections import Connection, Connections, Passed, Tally
 from ztunnel.direct import Direct
 from ztunnel.flows import Flows
 from ztunnel.metrics.labels import traffic_labels
@@ -86,6 +86,7 @@ class SmallFlow:
     received: int = 0
     established: bool = True
     opened_ns: int = 5_000_000_000
+    closed_ns: int = 0
 
 
 @dataclass(kw_only=True)
@@ -97,6 +98,10 @@ class SmallKernel:
     verdicts: dict[Key, int] = field(default_factory=dict)
     services: dict[SocketAddress, Balance] = field(default_factory=dict)
     live: list[SmallFlow] = field(default_factory=list)
+    opened_flows: int = 0
+    found: list[int] = field(default_factory=list)
+    each: bool = False
+    tallies: list[DirectTally] = field(default_factory=list)
     generation: int = 1
     room: int = 100
     fault: OSError | None = None
@@ -166,8 +171,27 @@ class SmallKernel:
         self.services = dict(list(services.items())[: self.room])
         return len(services) - len(self.services)
 
-    def flows(self) -> list[SmallFlow]:
-        return self.live
+    def flows(self, known: Container[int] = ()) -> list[SmallFlow]:
+        return [flow for flow in self.live if flow.id not in known]
+
+    @property
+    def ledger(self) -> SmallKernel:
+        return self
+
+    def opened(self) -> int:
+        return self.opened_flows
+
+    def found_until(self, now_ns: int) -> None:
+        self.found.append(now_ns)
+
+    def tell_each(self, wanted: bool) -> None:
+        self.each = wanted
+
+    def turn(self) -> list[DirectTally]:
+        if self.fault is not None:
+            raise self.fault
+        found, self.tallies = self.tallies, []
+        return found
 
     def direct(self, source: Workload, destination: Workload, port: int) -> bool:
         generation, target = self.targets.get(destination.instance, (0, None))
@@ -190,8 +214,11 @@ class Told:
 
     refused = closed
 
-    def passed(self, common: Connection, each: Sequence[Passed], now_ns: int) -> None:
+    def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         self.ended += [(common.inbound, common.reason, one.sent, one.received) for one in each]
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        self.ended.append((common.inbound, common.reason, tally.sent, tally.received))
 
 
 class Node:
@@ -209,7 +236,7 @@ class Node:
             connections=self.connections,
             snapshot=lambda: self.snapshot,
             workload=self._workload,
-            listed=self.kernel.flows,
+            kernel=self.kernel,
             now=lambda: NOW,
             monotonic_ns=lambda: 8_000_000_000,
         )
@@ -511,6 +538,35 @@ def test_events_that_were_lost_are_made_up_for() -> None:
     assert node.told.ended == [(False, Reason.OK, 1, 0), (True, Reason.OK, 1, 0)]
     node.direct.closed(SmallFlow(id=8, sent=5))  # whose beginning was lost
     assert node.told.ended[2:] == [(False, Reason.OK, 5, 0), (True, Reason.OK, 5, 0)]
+
+
+def test_flows_are_found_twice_and_the_younger_are_left_for_the_next_time() -> None:
+    """What is opened after the kernel was told until when is added up by it, if it ends before it is found."""
+    node = Node()
+    young = SmallFlow(id=8, opened_ns=8_000_000_001)
+    node.kernel.live += [SmallFlow(), young, SmallFlow(id=9, established=False)]
+    node.kernel.opened_flows = 2
+    node.kernel.found.clear()
+    node.direct.find()
+    assert node.kernel.found == [8_000_000_000], "this clock's now"
+    assert list(node.flows.live) == [7]
+    node.direct._heard_of_all()
+    assert list(node.flows.live) == [7]
+    node.kernel.found.clear()
+    node.direct.find()
+    assert node.kernel.found == [], "none was opened since"
+    node.kernel.live[1] = replace(young, opened_ns=7_000_000_000)
+    node.kernel.opened_flows = 3
+    node.direct.find()
+    assert list(node.flows.live) == [7, 8]
+
+
+def test_a_flow_that_was_found_too_late_is_ended() -> None:
+    node = Node(NOT_WEB)
+    node.kernel.live.append(SmallFlow())
+    node.kernel.opened_flows = 1
+    node.direct.find()
+    assert node.looked_into == [WEB.instance, DB.instance]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import random
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from bpf import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, Mismatch
+from bpf import DirectBarred, DirectClosed, DirectDrained, DirectOpened, DirectReady, DirectTally, Mismatch
 from mesh.model import Policy, PolicyAction, SocketAddress
 from mesh.reason import Reason
+from mesh.snapshot import Snapshot
 from tests.unit.ztunnel.metrics.test_traffic import values
 from tests.unit.ztunnel.test_direct import DB, EVIL, NOT_WEB, SERVER, WEB, Node, policy
 from ztunnel.access_log import AccessLog, Level
@@ -22,7 +25,7 @@ COOKIES = {11: WEB, 12: EVIL, 13: DB}
 
 
 def flow(id_: int, source: int = 11, *, sent: int = 10, received: int = 20) -> tuple[DirectOpened, DirectClosed]:
-    """Its two events: opened two seconds ago (Node's clock stands at eight)."""
+    """Its two events; it lived two seconds."""
     client = SocketAddress(COOKIES[source].addresses[0], 40000 + id_)
     opened = DirectOpened(
         id=id_,
@@ -34,12 +37,20 @@ def flow(id_: int, source: int = 11, *, sent: int = 10, received: int = 20) -> t
         generation=1,
         opened_ns=6_000_000_000,
     )
-    closed = DirectClosed(*opened, sent=sent, received=received, accelerated=False)
+    closed = DirectClosed(*opened, sent=sent, received=received, accelerated=False, closed_ns=8_000_000_000)
     return opened, closed
 
 
-def hearing(node: Node) -> Hearing:
-    return Hearing(direct=node.direct, instance=lambda cookie: COOKIES[cookie].instance)
+def hearing(node: Node, *, each: bool = True, clock: Iterable[float] | None = None) -> Hearing:
+    """It looks whenever it hears."""
+    ticks = iter(clock if clock is not None else count())
+    return Hearing(
+        direct=node.direct,
+        ledger=node.kernel,
+        instance=lambda cookie: COOKIES[cookie].instance,
+        each=lambda: each,
+        monotonic=lambda: next(ticks),
+    )
 
 
 def told(batches: list[list[Tiding]], *resources: Policy) -> tuple[dict[str, float], int]:
@@ -54,14 +65,14 @@ def told(batches: list[list[Tiding]], *resources: Policy) -> tuple[dict[str, flo
 
 
 def test_what_is_over_at_once_is_parted_from_the_rest() -> None:
-    (a, a_end), (b, b_end), (c, c_end), (d, d_end) = (flow(n) for n in range(1, 5))
-    other = flow(9, source=12)
-    kinds, rest = part([a, c_end, b, a_end, b_end, d, *other], known=())
+    (_, a_end), (b, b_end), (_, c_end), (d, d_end) = (flow(n) for n in range(1, 5))
+    _, other_end = flow(9, source=12)
+    kinds, rest = part([c_end, b, a_end, b_end, d, other_end], known=())
     web, evil = (Kind(cookie, 13, COOKIES[cookie].addresses[0], SERVER, SERVER) for cookie in (11, 12))
-    assert kinds == {web: [a_end, b_end], evil: [other[1]]}
-    assert rest == [c_end, d]
-    assert part([d, d_end], known={4}) == ({}, [d, d_end])  # found in the kernel's list before it was told
-    assert part([c, c_end], known=())[1] == []
+    assert kinds == {web: [c_end, a_end], evil: [other_end]}
+    assert rest == [b, b_end, d]
+    assert part([d, d_end], known=()) == ({}, [d, d_end])  # policy has changed: it may have lost its permission
+    assert part([c_end], known={3}) == ({}, [c_end])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -87,7 +98,7 @@ def test_batches_make_no_difference(seed: int, rules: tuple[Policy, ...]) -> Non
 
 
 def test_a_storm_has_no_records_and_is_counted() -> None:
-    storm = [event for n in range(500) for event in flow(n)]
+    storm: list[Tiding] = [flow(n)[1] for n in range(500)]
     counted, most = told([storm])
     assert most == 0
     assert counted["istio_tcp_connections_opened_total"] == counted["istio_tcp_connections_closed_total"] == 1000
@@ -99,7 +110,7 @@ def test_the_access_log_has_a_line_for_each_and_reporter(level: Level, lines: in
     node, out = Node(), io.StringIO()
     log = AccessLog(out, level=level)
     node.connections.subscribe(log)
-    hearing(node).hear([event for n in range(3) for event in flow(n)], True)
+    hearing(node).hear([flow(n)[1] for n in range(3)], True)
     log.close()
     said = out.getvalue().splitlines()
     assert len(said) == lines
@@ -114,10 +125,10 @@ def test_the_access_log_has_a_line_for_each_and_reporter(level: Level, lines: in
 def test_a_new_snapshot_is_another_verdict() -> None:
     node = Node()
     hears = hearing(node)
-    hears.hear(flow(1), True)
+    hears.hear([flow(1)[1]], True)
     node.swap(NOT_WEB)
-    hears.hear(flow(2), True)  # told one by one: there is something to say of it
-    hears.hear(flow(3, source=12), True)
+    hears.hear([flow(2)[1]], True)  # told one by one: there is something to say of it
+    hears.hear([flow(3, source=12)[1]], True)
     assert [each[1] for each in node.told.ended] == [Reason.OK] * 6
     assert node.flows.passed(hears._heard(flow(4)[1]), [flow(4)[1]]) is False
 
@@ -165,3 +176,75 @@ def test_what_is_gone_is_ended_once_all_that_was_waiting_is_heard() -> None:
     hears.hear([], True)
     node.flows.reconcile()  # its end was lost
     assert len(node.told.ended) == 4
+
+
+def test_one_that_was_found_has_lived_until_the_kernel_saw_its_end() -> None:
+    """However late that is heard."""
+    node, out = Node(), io.StringIO()
+    log = AccessLog(out)
+    node.connections.subscribe(log)
+    hears, (opened, closed) = hearing(node), flow(1)
+    hears.hear([opened], True)
+    hears.hear([closed._replace(closed_ns=6_123_000_000)], True)
+    log.close()
+    assert out.getvalue().count('duration="123ms"') == 2
+
+
+def tally(flows: int, source: int = 11) -> DirectTally:
+    return DirectTally(source, 13, COOKIES[source].addresses[0], SERVER, SERVER, flows, 10 * flows, 20 * flows)
+
+
+def test_what_the_kernel_has_added_up_is_counted_as_if_each_had_been_told() -> None:
+    added, one_by_one = Node(), Node()
+    found = []
+    for node in (added, one_by_one):
+        traffic = Traffic(clock=lambda: 0.0)
+        node.connections.subscribe(traffic)
+        found.append(traffic)
+    added.kernel.tallies = [tally(300), tally(7, source=12)]
+    hearing(added, each=False).hear([], True)
+    events = [flow(n)[1] for n in range(300)] + [flow(n, source=12)[1] for n in range(7)]
+    hearing(one_by_one).hear(events, True)
+    assert values(found[0]) == values(found[1])
+    assert values(found[0])["istio_tcp_connections_closed_total"] == 2 * 307
+    assert added.kernel.tallies == []
+
+
+def test_what_was_permitted_while_it_lived_is_no_failure() -> None:
+    node = Node(NOT_WEB)
+    node.kernel.tallies = [tally(2)]
+    hearing(node).hear([], True)
+    assert node.told.ended == [(False, Reason.OK, 20, 40), (True, Reason.OK, 20, 40)]
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_the_kernel_is_told_whether_every_end_is_wanted(each: bool) -> None:
+    node = Node()
+    hearing(node, each=each).hear([], True)
+    assert node.kernel.each is each
+
+
+def test_it_looks_twice_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it hears. What cannot be counted is counted later."""
+    node = Node()
+    node.kernel.tallies = [tally(1)]
+    node.kernel.fault = OSError("not now")
+    hears = hearing(node, clock=[1.0, 1.4, 1.5, 1.6])
+    hears.hear([], True)
+    assert "not now" in caplog.text
+    node.kernel.fault = None
+    hears.hear([], True)
+    assert not node.told.ended
+    hears.hear([], True)
+    assert len(node.told.ended) == 2
+    node.kernel.tallies = [tally(1)]
+    hears.hear([], True)
+    assert len(node.told.ended) == 2
+
+
+def test_nothing_is_taken_before_anything_is_known() -> None:
+    node = Node()
+    node.snapshot = Snapshot()
+    node.kernel.tallies = [tally(1)]
+    hearing(node).hear([], True)
+    assert node.kernel.tallies == [tally(1)]

@@ -35,8 +35,8 @@ def test_each_connection_counts_once_at_its_destination() -> None:
 
 def test_those_that_were_over_before_anybody_looked_count_too() -> None:
     _, trials = watched()
-    trials.passed(inbound(1, trials=(DENIES,)), [], 0)
-    trials.passed(inbound(1, trials=(DENIES,)), [inbound(), inbound(), inbound()], 0)
+    trials.passed(inbound(1, trials=(DENIES,)), [])
+    trials.passed(inbound(1, trials=(DENIES,)), [inbound(), inbound(), inbound()])
     assert counted(trials) == {("default/d", "deny"): 3}
 
 
