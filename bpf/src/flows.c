@@ -1,5 +1,14 @@
 /* The life of a direct flow, in sockops programs: recorded before the SYN, attested on both ends, told when it ends. */
 
+/* BBR paces what it sends, timer by timer, to spare a network's queues. Between pods of one node there are none, and an
+ * idle core would wait. To be called before TCP has initialised it. */
+static __always_inline void spare_pacing(struct bpf_sock_ops *s) {
+  char name[16] = {}, reno[5] = "reno";
+  if (bpf_getsockopt(s, IPPROTO_TCP, TCP_CONGESTION, name, sizeof(name))) return;
+  if (name[0] == 'b' && name[1] == 'b' && name[2] == 'r')
+    bpf_setsockopt(s, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno));
+}
+
 static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, struct asked *asked, u64 cookie) {
   struct direct flow = {};
   flow.holder = cookie;
@@ -9,7 +18,10 @@ static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, str
   flow.accelerate = asked->accelerate;
   MOVE6(flow.asked, asked->ip);
   flow.asked_port = asked->port;
-  if (!directs.update(key, &flow)) return 1;
+  if (!directs.update(key, &flow)) {
+    spare_pacing(s);
+    return 1;
+  }
   refused(key, MAP_FULL);
   return 0;                                                /* nobody can sign what is not recorded */
 }
@@ -79,6 +91,7 @@ static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk,
 static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, struct direct *flow) {
   struct bpf_sock *sk = s->sk;
   if (!sk) return;
+  spare_pacing(s);
   if (wants_meters(flow) && measure(s, sk, key)) {
     flow->server = (u64)sk;
     watch_nudges(s);
