@@ -4,6 +4,7 @@ none            nothing attached: the pods' cgroups are outside the nodes', so n
 unenrolled      our agents run and their hooks are attached around these pods, which are not enrolled
 gossamer        enrolled: captured in the client's pod, HBONE with mutual TLS to the server's
 direct          enrolled, on one node, under a policy that allows the client alone: from socket to socket
+direct-vip      the same, by the address of a Service
 envoy-tcp       Envoy beside each application: plaintext on loopback, one mTLS connection for each of the client's
 envoy-hbone     the same, but one HTTP/2 CONNECT stream for each, over shared mTLS connections
 """
@@ -13,18 +14,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.bench import authority, envoy, load
 from deploy.bench.envoy import Config, Endpoint, Envoy
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import Ground, Pair
-from deploy.bench.mesh import APP_PORT, Mesh
+from deploy.bench.mesh import APP_PORT, VIP_PORT, Mesh
 from deploy.bench.seat import Seat
 
 _HBONE_PORT = 15008
 _MOST = 18_000  # connections that a process may have open, within 20,000 descriptors; a proxy without HTTP/2: half
+_ONE_PODS = 2500  # that one pod holds, where there is one
 _LISTED_S = 5.0  # the agent hears of direct connections twice a second
 _CLIENT, _SERVER = "spiffe://cluster.local/ns/bench/sa/client", "spiffe://cluster.local/ns/bench/sa/server"
 
@@ -113,17 +115,41 @@ def _unenrolled(setting: Setting, stack: ExitStack) -> Lane:
 
 
 def _gossamer(setting: Setting, stack: ExitStack) -> Lane:
-    return _enrolled(setting, stack, protocol="HBONE", crosses=_HBONE_PORT)
+    lane = _enrolled(setting, stack, protocol="HBONE", crosses=_HBONE_PORT)
+    return replace(lane, neighbours=_neighbours(setting, stack))
 
 
 def _direct(setting: Setting, stack: ExitStack) -> Lane:
-    return _enrolled(setting, stack, protocol="DIRECT", crosses=APP_PORT)
+    lane = _enrolled(setting, stack, protocol="DIRECT", crosses=APP_PORT)
+    return replace(lane, neighbours=_neighbours(setting, stack))
 
 
-def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int) -> Lane:
+def _direct_vip(setting: Setting, stack: ExitStack) -> Lane:
+    dial = Endpoint(host=setting.mesh().vip, port=APP_PORT)
+    return _enrolled(setting, stack, protocol="DIRECT", crosses=VIP_PORT, app=VIP_PORT, dial=dial)
+
+
+def _neighbours(setting: Setting, stack: ExitStack) -> tuple[Caller, ...]:
+    found = []
+    for pair in setting.mesh().neighbours:
+        stack.enter_context(load.serving(setting.program, pair.server, APP_PORT))
+        found.append(Caller(seat=pair.client, dial=Endpoint(host=pair.server.address, port=APP_PORT)))
+    return tuple(found)
+
+
+def _enrolled(
+    setting: Setting,
+    stack: ExitStack,
+    *,
+    protocol: str,
+    crosses: int,
+    app: int = APP_PORT,
+    dial: Endpoint | None = None,
+) -> Lane:
+    """The server listens at port `app`; `dial` is the server unless it is given."""
     mesh = setting.mesh()
-    stack.enter_context(load.serving(setting.program, mesh.ambient.server, APP_PORT, **setting.style))
-    dial = Endpoint(host=mesh.ambient.server.address, port=APP_PORT)
+    stack.enter_context(load.serving(setting.program, mesh.ambient.server, app, **setting.style))
+    dial = dial or Endpoint(host=mesh.ambient.server.address, port=app)
 
     def prove() -> dict[str, str]:
         end = time.monotonic() + _LISTED_S
@@ -137,17 +163,12 @@ def _enrolled(setting: Setting, stack: ExitStack, *, protocol: str, crosses: int
             time.sleep(0.05)
         return {end: str(live[0][end]["identity"]) for end in ("source", "destination")}
 
-    neighbours = []
-    for pair in mesh.neighbours:
-        stack.enter_context(load.serving(setting.program, pair.server, APP_PORT))
-        neighbours.append(Caller(seat=pair.client, dial=Endpoint(host=pair.server.address, port=APP_PORT)))
     return Lane(
         pair=mesh.ambient,
         dial=dial,
         crosses=crosses,
         proxies=mesh.agents,
         prove=prove,
-        neighbours=tuple(neighbours),
         refusals=mesh.refusals,
     )
 
@@ -237,5 +258,6 @@ DIRECT_COLUMNS: tuple[Column, ...] = (
     Column(name="none", title="nothing attached", prepare=_nothing),
     Column(name="unenrolled", title="un-enrolled beside", prepare=_unenrolled),
     Column(name="direct", title="gossamer direct", prepare=_direct),
+    Column(name="direct-vip", title="by Service", prepare=_direct_vip, most=_ONE_PODS),
     Column(name="envoy-tcp", title="Envoy mTLS TCP", prepare=_envoy_tcp, most=_MOST // 2),
 )

@@ -30,6 +30,7 @@ from deploy.lab.layout import NETNS
 from ztunnel.config import Config
 
 APP_PORT = 7000
+VIP_PORT = 7001  # of the server, behind a Service's APP_PORT
 _METRICS_PORT = 15020
 _REFUSED = re.compile(r'gossamer_(?:kernel_)?refused_total\{reason="(\w+)"\} (\S+)$')
 _DEADLINE_S = 90.0  # the first start on a machine compiles the programs of the kernel side
@@ -45,6 +46,11 @@ class Mesh:
     plain: Pair
     ambient: Pair
     neighbours: tuple[Pair, ...] = ()
+
+    @property
+    def vip(self) -> str:
+        """The address of a Service that leads to the ambient server, where both pods are on one node."""
+        return _vip(self.ground)
 
     @property
     def agents(self) -> tuple[Path, ...]:
@@ -175,20 +181,30 @@ def _write_objects(ground: Ground, pairs: Mapping[str, Pair], labels: Mapping[st
             record = {"instance": pod.uid, "namespace": namespace, "name": name, "netns": netns}
             (layout.pod_records(node.name) / f"{pod.uid}.json").write_text(json.dumps(record))
     if ground.together:
-        objects += _policy()
+        objects += _policy(_vip(ground))
     (layout.cluster / "bench.yaml").write_text(yaml.safe_dump_all(objects))
 
 
-def _policy() -> list[dict[str, Any]]:
-    """Only the client may reach the server. The Service leads to its port, so that this is decided ahead."""
+def _vip(ground: Ground) -> str:
+    return str(ground.layout.services4[100])
+
+
+def _service(name: str, address: str, target: int) -> dict[str, Any]:
+    ports = [{"port": APP_PORT, "targetPort": target}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "ambient", "name": name},
+        "spec": {"clusterIP": address, "clusterIPs": [address], "selector": {"app": "server"}, "ports": ports},
+    }
+
+
+def _policy(vip: str) -> list[dict[str, Any]]:
+    """Only the client may reach the server. Services lead to its ports, so that this is decided ahead."""
     principal = "cluster.local/ns/ambient/sa/client"
     return [
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"namespace": "ambient", "name": "server"},
-            "spec": {"clusterIP": "None", "selector": {"app": "server"}, "ports": [{"port": APP_PORT}]},
-        },
+        _service("server", "None", APP_PORT),
+        _service("server-vip", vip, VIP_PORT),
         {
             "apiVersion": "security.istio.io/v1",
             "kind": "AuthorizationPolicy",

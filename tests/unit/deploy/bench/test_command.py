@@ -114,7 +114,7 @@ def test_direct_is_on_one_node_with_columns_of_its_own() -> None:
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers(required=True))
     found = plan_of(parser.parse_args(["bench", "direct", "--quick"]))
-    assert [column.name for column in found.columns] == ["none", "unenrolled", "direct", "envoy-tcp"]
+    assert [column.name for column in found.columns] == ["none", "unenrolled", "direct", "direct-vip", "envoy-tcp"]
     assert (found.kind, found.together) == ("direct", True)
     assert found.agent == ("--direct", "on")
     assert (plan("--quick").kind, plan("--quick").together, plan("--quick").agent) == ("tunnel", False, ())
