@@ -22,11 +22,14 @@ def entered(netns_fd: int) -> Iterator[None]:
     """This thread is in the namespace for the length of a block that neither waits nor awaits; a socket that is made in
     it stays in it. OSError if `netns_fd` is none.
 
-    Needs CAP_SYS_ADMIN. Should the thread be unable to return to its own namespace, the process aborts: everything
-    after that would happen in some pod's.
+    Needs CAP_SYS_ADMIN, unless the thread is there already. Should it be unable to return to its own namespace, the
+    process aborts: everything after that would happen in some pod's.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if os.path.sameopenfile(home, netns_fd):
+            yield
+            return
         _enter(netns_fd)
         try:
             yield
@@ -34,6 +37,12 @@ def entered(netns_fd: int) -> Iterator[None]:
             _return_to(home)
     finally:
         os.close(home)
+
+
+def open_socket(netns_fd: int, family: int, *, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+    """A non-blocking socket (TCP if nothing else is said) in a namespace; OSError if it cannot be made."""
+    with entered(netns_fd):
+        return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
 
 
 def cookie(netns_fd: int | None = None) -> int:

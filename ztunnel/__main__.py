@@ -18,10 +18,10 @@ from bpf.layouts import ACCELERATE_PODS
 from ztunnel.admin.listener import is_listening
 from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
-from ztunnel.engine import PythonEngine, ensure_openssl_conf
 from ztunnel.handover.giver import NotResumed
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
 from ztunnel.premises import hold, prepare_run_directory
+from ztunnel.pump import PumpEngine
 
 log = logging.getLogger("ztunnel")
 
@@ -31,7 +31,6 @@ _FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunnel") -> int:
     """Run until SIGTERM; the exit code. `prog` is what the usage message calls us."""
-    ensure_openssl_conf()
     config = parse(sys.argv[1:] if arguments is None else arguments, os.environ, prog=prog)
     level = logging.WARNING if config.log_level == "warn" else logging.getLevelName(config.log_level.upper())
     logging.basicConfig(level=level, format=_FORMAT, stream=sys.stderr)
@@ -86,7 +85,8 @@ def _ready_to_serve(config: Config) -> int:
 
 
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
-    agent = Agent(config, kernel, PythonEngine, version=_version(), inherited=inherited, begun=begun)
+    engine = partial(PumpEngine, accelerated=bool(config.acceleration & ~ACCELERATE_PODS))
+    agent = Agent(config, kernel, engine, version=_version(), inherited=inherited, begun=begun)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _once_then_exit(agent.stop, number))

@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpf.netns import open_socket
 from mesh.model import SocketAddress, Workload, canonical_ip
 from mesh.policy import Arrival, decide
 from mesh.snapshot import Snapshot
-from ztunnel.engine.netns import open_socket
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21

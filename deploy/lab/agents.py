@@ -90,10 +90,6 @@ def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = (),
         return
     layout.agent_dir(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
     mount_bpf(layout.bpf(node.name))
-    env = python_env()
-    settings = REPOSITORY / "ztunnel" / "openssl.cnf"
-    if settings.exists():
-        env["OPENSSL_CONF"] = str(settings)
     ip4, _ = layout.control_addresses
     argv = [
         sys.executable, "-m", "ztunnel",
@@ -108,7 +104,7 @@ def start_agent(layout: Layout, node: Machine, *, arguments: Iterable[str] = (),
         "--token", str(layout.node_dir(node.name) / "token"),
         *arguments,
     ]  # fmt: skip
-    launch.daemon(argv, cgroup=group, log=agent_log(layout, node.name), netns=NETNS / node.netns, env=env)
+    launch.daemon(argv, cgroup=group, log=agent_log(layout, node.name), netns=NETNS / node.netns, env=python_env())
 
 
 def agent_log(layout: Layout, node: str) -> Path:

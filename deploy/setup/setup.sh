@@ -57,7 +57,7 @@ python() {
   local extra='' stamp now
   [ "$want" = test ] && extra='[test]'
   stamp=$venv/.gossamer-$want
-  now=$(cd "$top" && find mesh ztunnel -name '*.pyx' -o -name '*.pxd' | sort | xargs cat pyproject.toml | sha256sum | cut -d' ' -f1)
+  now=$(cd "$top" && find mesh ztunnel -name '*.pyx' -o -name '*.px[di]' | sort | xargs cat pyproject.toml | sha256sum | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && return
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then  # none, or one that was interrupted
     step "virtual environment: .venv (system site packages, for Debian's bcc)"

@@ -23,10 +23,10 @@ from tests.kernel.rig import Pod as RigPod
 from tests.kernel.rig import Rig, run
 from ztunnel import enrol
 from ztunnel.csr import accept, signing_request
-from ztunnel.engine import PythonEngine
 from ztunnel.enrol import Capture, Surroundings
 from ztunnel.orders import Credentials, Fact, Listeners
 from ztunnel.pods import PodRecord
+from ztunnel.pump import PumpEngine
 from ztunnel.roster import Pods
 
 TIMEOUT = 20.0
@@ -134,7 +134,7 @@ def nobody(facts: Sequence[Fact]) -> None:
 @asynccontextmanager
 async def world(kernel: Kernel, tmp_path: Path, capture: Capture | None = None) -> AsyncIterator[World]:
     reports, wallet, snapshots = Reports(), Wallet(), [Snapshot()]
-    engine = PythonEngine(kernel, nobody)
+    engine = PumpEngine(kernel, nobody)
     started: list[asyncio.Task[None]] = []
     async with asyncio.TaskGroup() as tasks:
 
@@ -267,9 +267,9 @@ async def test_a_certificate_that_comes_in_the_middle_of_an_adoption_is_not_lost
     kernel: Kernel, pod: RigPod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, Credentials]] = []
-    give, find, loop = PythonEngine.set_credentials, enrol.older.find, asyncio.get_running_loop()
+    give, find, loop = PumpEngine.set_credentials, enrol.older.find, asyncio.get_running_loop()
 
-    def giving(engine: PythonEngine, instance: str, credentials: Credentials) -> None:
+    def giving(engine: PumpEngine, instance: str, credentials: Credentials) -> None:
         given.append((instance, credentials))
         give(engine, instance, credentials)
 
@@ -280,7 +280,7 @@ async def test_a_certificate_that_comes_in_the_middle_of_an_adoption_is_not_lost
         asyncio.run_coroutine_threadsafe(certify(), loop).result(TIMEOUT)
         return find(instance, netns, agents)
 
-    monkeypatch.setattr(PythonEngine, "set_credentials", giving)
+    monkeypatch.setattr(PumpEngine, "set_credentials", giving)
     monkeypatch.setattr(enrol.older, "find", finding)
     with pod.opened() as fd:
         kernel.enrol("i", fd, [pod.ip4, pod.ip6])

@@ -63,10 +63,12 @@ def test_a_killed_agent_leaves_the_pod_closed_and_a_new_one_adopts_it(
     server, port = app.listen("0.0.0.0")
     open_before = app.dial(STRANGER4, 80)
     first.kill()
+    started = time.monotonic()
     for dialler, ip in ((app, STRANGER4), (app, STRANGER6), (host, pod.ip4), (host, pod.ip6)):
         for where in (port, 15008, 9):
             with pytest.raises(ConnectionRefusedError):
                 dialler.dial(ip, where)
+    assert time.monotonic() - started < 5, "refused, not timed out"
     assert app.names(app.dial(pod.ip4, port))[1] == (pod.ip4, port), "the pod still talks to itself"
     app.accept(server)
     with pytest.raises(ConnectionResetError):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from bpf.netns import open_socket
 from mesh.model import SocketAddress
 from tests.kernel.rig import Pod, Rig, Worker
 from ztunnel import older
-from ztunnel.engine.netns import open_socket
 
 
 @pytest.fixture

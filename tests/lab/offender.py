@@ -21,20 +21,20 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import controller.ca
+from bpf.netns import open_socket
 from deploy.lab import agents, cgroup
 from deploy.lab.cluster import Lab
 from deploy.lab.layout import NETNS
 from mesh import http2
 from mesh.identity import SpiffeId
 from tests.lab.talk import Talk, until
+from tests.unit.ztunnel.pump.contexts import contexts
 from ztunnel.csr import signing_request
-from ztunnel.engine.netns import open_socket
-from ztunnel.engine.tls import contexts
 from ztunnel.orders import Credentials
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 TUNNEL_PORT = 15008
-_TIMEOUT = 60.0  # of every call on an offender's socket: nothing may leave it hanging
+_TIMEOUT = 15.0  # of every call on an offender's socket: nothing may leave it hanging
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -252,7 +252,7 @@ class Agent:
         """Meanwhile, or soon after."""
         length = len(self.log)
         yield
-        until(lambda: text in self.log[length:])
+        until(lambda: text in self.log[length:], 15)
 
     @contextmanager
     def refuses(self, reason: str, *, says: str = "", times: int = 1) -> Iterator[None]:
@@ -260,7 +260,7 @@ class Agent:
         before = self.refused().get(reason, 0)
         with self.logs(says):
             yield
-        until(lambda: self.refused().get(reason, 0) >= before + times)
+        until(lambda: self.refused().get(reason, 0) >= before + times, 15)
 
 
 @contextmanager
@@ -288,9 +288,9 @@ def undisturbed(bystander: Talk, agent: Agent, *, memory: int = 50 << 20) -> Ite
         yield
     finally:
         over.set()
-        thread.join(60)
+        thread.join(30)
     assert not wrong and not thread.is_alive(), wrong
     assert max(waits) < 3, f"the bystander waited {max(waits):.1f} s"
-    until(lambda: agent.idle)
+    until(lambda: agent.idle, 15)
     grown = agent.memory - before
     assert grown < memory, f"the agent has grown by {grown >> 20} MiB"

@@ -114,12 +114,6 @@ def reaches(lab: Lab, source: str, namespace: str = "mesh", to: str = SERVICE, p
         return conversation.is_open
 
 
-def refused(lab: Lab, source: str, namespace: str = "mesh", to: str = SERVICE, port: int = 80) -> bool:
-    """Told so at once, not left to time out."""
-    with talk(lab, source, namespace, to, port) as conversation:
-        return conversation.greeting.startswith("end ") and "timed out" not in conversation.greeting
-
-
 def ip(lab: Lab, name: str, namespace: str = "mesh", family: int = 0) -> str:
     return str(lab.pod(name, namespace)["status"]["podIPs"][family]["ip"])
 

@@ -1,5 +1,5 @@
 """A peer nobody here wrote, in the lab: Envoy in a pod outside the mesh, as HBONE client under a certificate of the
-controller's authority, to an enrolled pod on another node. (Envoy as HBONE server: tests/unit/ztunnel/engine.)"""
+controller's authority, to an enrolled pod on another node. (Envoy as HBONE server: tests/unit/ztunnel/pump.)"""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from bpf.netns import open_socket
 from deploy.lab.cluster import Lab
 from mesh.identity import SpiffeId
 from mesh.model import SocketAddress
 from tests.lab.objects import namespace, node, pod
 from tests.lab.talk import SERVER, ip
 from tests.lab.test_mesh import STRICT
-from tests.unit.ztunnel.engine import envoy
-from tests.unit.ztunnel.engine.authority import ControllerAuthority
-from ztunnel.engine.netns import open_socket
+from tests.unit.ztunnel.pump import envoy
+from tests.unit.ztunnel.pump.authority import ControllerAuthority
 
 LISTEN = SocketAddress("127.0.0.1", 9901)
 CLUSTER = (

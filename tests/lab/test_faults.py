@@ -34,9 +34,9 @@ from tests.lab.offender import (
     trusting,
     undisturbed,
 )
-from tests.lab.talk import SERVER, SERVICE, Talk, ip, reaches, refused, talk, until
+from tests.lab.talk import SERVER, SERVICE, Talk, ip, reaches, talk, until
 from tests.lab.test_mesh import CLUSTER as MESH
-from tests.unit.ztunnel.engine.authority import Authority
+from tests.unit.ztunnel.pump.authority import Authority
 
 HOLLOW = """
 ---
@@ -223,7 +223,7 @@ def test_half_open_peers_keep_nobody_out(lab: Lab, outsider: Place, agent: Agent
                     push(sock, GARBAGE["half a ClientHello"])
         started = time.monotonic()
         assert reaches(lab, "neighbour") and reaches(lab, "client")
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 5
 
 
 def test_half_open_syns_keep_nobody_out(lab: Lab, outsider: Place, server: str, bystander: Talk) -> None:
@@ -235,7 +235,7 @@ def test_half_open_syns_keep_nobody_out(lab: Lab, outsider: Place, server: str, 
     started = time.monotonic()
     assert reaches(lab, "neighbour")
     assert reaches(lab, "outsider", "plain", server, 9000)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 5
 
 
 def syn(source: str, source_port: int, destination: str, port: int) -> bytes:
@@ -268,7 +268,9 @@ def test_idle_tunnels_of_one_member_are_bounded(
 def test_a_service_without_endpoints_is_refused_at_once(lab: Lab, bystander: Talk) -> None:
     source = Agent(lab=lab, node="n1")
     with source.refuses("NO_ENDPOINT", says="service mesh/hollow.mesh.svc.cluster.local selects no pods"):
-        assert refused(lab, "client", to="hollow.mesh")
+        started = time.monotonic()
+        assert not reaches(lab, "client", to="hollow.mesh")
+        assert time.monotonic() - started < 2
     with source.refuses("NO_SERVICE_PORT", says="has no port 81; it has 80"):
         assert not reaches(lab, "client", to=SERVICE, port=81)
 
@@ -326,9 +328,13 @@ def test_an_agent_that_was_killed(lab: Lab) -> None:
         try:
             assert open_before.heard().startswith("end "), "it ends in an error or an end, it does not hang"
             for host, port in targets:
-                assert refused(lab, "client", to=host, port=port), host
-            assert refused(lab, "neighbour", to=ip(lab, "client"), port=9000)
-            assert refused(lab, "outsider", "plain", ip(lab, "client"), 9000)
+                started = time.monotonic()
+                assert not reaches(lab, "client", to=host, port=port), host
+                assert time.monotonic() - started < 2, f"{host} was not refused quickly"
+            started = time.monotonic()
+            assert not reaches(lab, "neighbour", to=ip(lab, "client"), port=9000)
+            assert not reaches(lab, "outsider", "plain", ip(lab, "client"), 9000)
+            assert time.monotonic() - started < 4
             assert reaches(lab, "neighbour"), "the other node does not notice"
         finally:
             lab.restart_agent("n1")

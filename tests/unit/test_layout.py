@@ -22,7 +22,7 @@ def test_a_unit_test_stands_where_its_source_stands(test: Path) -> None:
     nouns = {
         path.stem.lstrip("_")
         for path in folder.iterdir()
-        if path.suffix in {".py", ".pyx", ".c", ".h", ".sh"} or path.is_dir()
+        if path.suffix in {".py", ".pyx", ".pxi", ".c", ".h", ".sh"} or path.is_dir()
     }
     assert any(noun == n or noun.startswith(n + "_") for n in nouns) or noun.split("_")[0] == folder.name, (
         f"{test.relative_to(TOP)}: no {noun} in {package}/"

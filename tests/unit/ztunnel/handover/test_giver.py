@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.ztunnel.engine.nodes import eventually
+from tests.unit.ztunnel.pump.nodes import eventually
 from ztunnel.admin.listener import unix_listener
 from ztunnel.handover import giver, heir
 from ztunnel.handover.channel import Channel, close_all

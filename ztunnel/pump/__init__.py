@@ -1,0 +1,35 @@
+"""The pump: bytes without Python. Native threads, each with an epoll and never the GIL, on OpenSSL and libnghttp2.
+
+It knows nothing of policy: it reports facts and carries out one order per connection (`ztunnel.orders`). Python decides
+once; facts and orders cross in batches over a queue and an eventfd; counters are read from shared memory.
+
+    engine        PumpEngine: the seam in Python, plain values to and from the threads
+    listeners     a pod's listeners in its netns
+    limits        what a pod, a peer and a connection may use
+    pod, census   what Python knows of a pod; a look inside the threads
+    _pump         one compiled module of these parts, in the order of its includes:
+      system, openssl  declarations
+      memory      where structs come from and when they go; Lost; reasons
+      timer       deadlines and postponed work
+      batch       records that cross between threads
+      address, identity, netns
+      socket      TCP: options, dialling, reading, writing, last words
+      tls         contexts, sessions on memory, whose certificate is welcome
+      relay       two ends and the bytes between them
+      stream      an end that is a stream of a tunnel
+      tunnel      one connection of TLS and HTTP/2 in either role
+      server      accepted tunnels: limits, verification, requests
+      pool        client tunnels shared by equal keys
+      listener    accept loops
+      pod, connection
+      loop        one thread: epoll, turns, what threads share
+      facts, orders    what crosses
+      face        the class Pump that Python sees
+
+Ownership stands at each struct. A pod is served by one thread, so nothing of a connection is shared.
+"""
+
+from ztunnel.pump.engine import PumpEngine
+from ztunnel.pump.limits import Limits
+
+__all__ = ["Limits", "PumpEngine"]

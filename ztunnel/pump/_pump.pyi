@@ -1,0 +1,68 @@
+"""The Python face of the byte engine (_pump.pyx); `ztunnel.pump.engine` is its only user."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mesh import http2
+from ztunnel.orders import Credentials
+from ztunnel.pump.limits import Limits
+
+Address = tuple[str, int]
+Fields = Sequence[tuple[str, str]]
+
+class Pump:
+    """`threads` native threads, each with its own epoll. `statuses`: HTTP answer per reason. Connection ids and pod
+    numbers name their thread: number % threads."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        server: http2.Settings,
+        client: http2.Settings,
+        http: http2.Limits,
+        statuses: Mapping[int, int],
+        threads: int,
+        accelerated: bool,
+    ) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def tunnels(self) -> int: ...
+    @property
+    def refused(self) -> dict[int, int]: ...
+    def fileno(self) -> int:
+        """An eventfd, readable when there are facts."""
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """Connections whose Ended was not taken yet: (sent, received)."""
+    def facts(self) -> list[tuple[Any, ...]]:
+        """What happened since the last call, in order; the first item of each names it."""
+    def fail(self, number: int, reason: int, detail: str, close: bool) -> None: ...
+    def plain(self, number: int, fd: int, cookie: int, ip: str, port: int, headers: Fields) -> None:
+        """Takes `fd`. ValueError, and it is not taken."""
+    def tunnel(
+        self,
+        number: int,
+        key: bytes,
+        source: bytes,
+        expected: bytes,
+        ip: str,
+        port: int,
+        authority: str,
+        headers: Fields,
+    ) -> None: ...
+    def socket(self, netns: int, six: bool, bind: str | None) -> tuple[int, int]:
+        """(descriptor, socket cookie); OSError."""
+    def pod(self, number: int, name: str, trust_domain: str, netns: int, listeners: Sequence[int | None]) -> None:
+        """Takes the descriptors. Returns when it is done."""
+    def start(self, number: int) -> None: ...
+    def credentials(self, number: int, credentials: Credentials) -> None:
+        """ValueError: not usable."""
+    def unlisten(self, number: int) -> None:
+        """Returns when the listeners are closed."""
+    def retire(self, number: int) -> None: ...
+    def drop(self, number: int, reason: int) -> None:
+        """Returns when it is done."""
+    def census(self) -> tuple[list[tuple[int, bool, bool, bool, int, int, Address]], int, int]:
+        """(tunnels, groups, peers); a tunnel is (pod, server, ready, retired, streams, backlog, peer)."""
+    def stop(self) -> None: ...

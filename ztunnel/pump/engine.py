@@ -1,0 +1,405 @@
+"""The `Engine` of ztunnel.orders on native threads: facts out, orders in; no byte of a connection comes by here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from bpf.netns import cookie_of
+from mesh import http2
+from mesh.identity import SpiffeId
+from mesh.model import SocketAddress, canonical_ip
+from mesh.reason import Reason
+from ztunnel.orders import (
+    Captured,
+    Close,
+    Credentials,
+    Deaf,
+    Ended,
+    Fact,
+    Listeners,
+    Offered,
+    Opened,
+    Order,
+    Plaintext,
+    Refuse,
+    RelayPlain,
+    RelayTunnel,
+    Steering,
+    TunnelKey,
+)
+from ztunnel.pump._pump import Pump
+from ztunnel.pump.census import Census, Tunnel
+from ztunnel.pump.limits import Limits
+from ztunnel.pump.listeners import listen
+from ztunnel.pump.pod import Pod
+
+_log = logging.getLogger(__name__)
+_THREADS = 4  # at most; a pod stays on one
+
+
+class PumpEngine:
+    """Facts are reported in batches, from a callback on the event loop that runs when it is made."""
+
+    def __init__(
+        self,
+        steering: Steering,
+        report: Callable[[Sequence[Fact]], None],
+        *,
+        limits: Limits | None = None,
+        threads: int | None = None,
+        accelerated: bool = False,
+    ) -> None:
+        """`accelerated`: the kernel may hand bytes between applications and us from socket to socket."""
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits or Limits()
+        self._steering, self._report = steering, report
+        self._pump = _pump(self._limits, threads or max(1, min(_THREADS, os.cpu_count() or 1)), accelerated)
+        self._pods: dict[str, Pod] = {}
+        self._numbered: dict[int, Pod] = {}  # gone ones too, until the thread has said so
+        self._last_pod = 0
+        self._owners: dict[int, Pod] = {}  # live connections
+        self._undecided: set[int] = set()
+        self._strays: set[int] = set()  # nobody was told of them
+        self._own_refused: dict[Reason, int] = {}
+        self._emptied = asyncio.Event()  # for drain: something ended
+        self._draining = False
+        self._loop.add_reader(self._pump.fileno(), self._take_facts)
+
+    @property
+    def refused(self) -> Mapping[Reason, int]:
+        """Connections turned away before they had an id, since the start: failed handshakes, limits, stray captures."""
+        refused = dict(self._own_refused)
+        for number, count in self._pump.refused.items():
+            refused[Reason(number)] = refused.get(Reason(number), 0) + count
+        return refused
+
+    # The protocol
+
+    def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
+        """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already. One
+        that was removed with `listeners_only` and has open connections still keeps them."""
+        if self._draining:
+            raise ValueError(f"pod {pod}: the engine is draining")
+        state = self._pods.get(pod)
+        if state is not None and state.listening:
+            raise ValueError(f"pod {pod} was added already")
+        sockets = self._listen(netns)
+        if state is None:
+            self._last_pod += 1
+            state = Pod(name=pod, number=self._last_pod, netns=-1, cookie=0, addresses=())
+            self._pods[pod] = self._numbered[state.number] = state
+        elif state.netns >= 0:
+            os.close(state.netns)
+        state.netns, state.addresses, state.listening = os.dup(netns), tuple(addresses), True
+        state.cookie = next(cookie_of(sock) for sock in sockets if sock is not None)
+        fds = [None if sock is None else sock.detach() for sock in sockets]
+        self._pump.pod(state.number, pod, trust_domain, os.dup(netns), fds)
+        outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
+        assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
+        return Listeners(
+            outbound4=outbound4,
+            outbound6=outbound6,
+            plaintext4=plaintext4,
+            plaintext6=plaintext6,
+            tunnel4=tunnel4,
+            tunnel6=tunnel6,
+        )
+
+    def start_pod(self, pod: str) -> None:
+        self._pump.start(self._pods[pod].number)
+
+    def set_credentials(self, pod: str, credentials: Credentials) -> None:
+        """ValueError: not usable; what the pod had before stays."""
+        state = self._pods.get(pod)
+        if state is not None:
+            self._pump.credentials(state.number, credentials)
+
+    def remove_pod(self, pod: str, *, listeners_only: bool = False) -> None:
+        state = self._pods.get(pod)
+        if state is None:
+            return
+        state.listening = False
+        if listeners_only:
+            self._pump.unlisten(state.number)
+        else:
+            del self._pods[pod]
+            self._pump.drop(state.number, Reason.POD_GONE)
+        self._loop.call_soon(self._take_facts)
+
+    def order(self, order: Order) -> None:
+        owner = self._owners.get(order.id)
+        if owner is None:
+            return
+        self._undecided.discard(order.id)
+        try:
+            self._carry_out(order, owner)
+        except Exception:
+            _log.exception("connection %d: %s could not be carried out", order.id, order)
+            self._pump.fail(order.id, Reason.INTERNAL, "an order could not be carried out", True)
+
+    def counts(self) -> Mapping[int, tuple[int, int]]:
+        counts = self._pump.counts()
+        for stray in self._strays:
+            counts.pop(stray, None)
+        return counts
+
+    def census(self) -> Census:
+        """Asks the threads, which takes some milliseconds while they are busy."""
+        tunnels, groups, peers = self._pump.census()
+        return Census(
+            tunnels=[
+                Tunnel(
+                    pod=self._numbered[pod].name,
+                    server=server,
+                    ready=ready,
+                    retired=retired,
+                    streams=streams,
+                    backlog=backlog,
+                    address=_address(*address),
+                )
+                for pod, server, ready, retired, streams, backlog, address in tunnels
+            ],
+            groups=groups,
+            peers=peers,
+        )
+
+    async def drain(self, deadline: float) -> None:
+        self._draining = True
+        for pod in list(self._pods.values()):
+            pod.listening = False
+            self._pump.unlisten(pod.number)
+            self._pump.retire(pod.number)
+        self._take_facts()
+        try:
+            async with asyncio.timeout(deadline):
+                while self._owners or self._pump.tunnels:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            if self._owners:
+                _log.info("the drain deadline has passed with %d connections open", len(self._owners))
+        for pod in list(self._pods.values()):
+            self._pump.drop(pod.number, Reason.DRAINED)
+        await asyncio.to_thread(self._pump.stop)
+        self._loop.remove_reader(self._pump.fileno())
+        self._take_facts()
+
+    # Orders
+
+    def _carry_out(self, order: Order, pod: Pod) -> None:
+        match order:
+            case Close():
+                self._pump.fail(order.id, order.reason, order.detail, True)
+            case Refuse():
+                self._pump.fail(order.id, order.reason, order.detail, False)
+            case RelayPlain():
+                self._plain(order, pod)
+            case RelayTunnel():
+                self._tunnel(order, pod)
+
+    def _plain(self, order: RelayPlain, pod: Pod) -> None:
+        destination = order.destination
+        try:
+            fd, cookie = self._pump.socket(pod.netns, ":" in destination.ip, order.bind)
+        except OSError as error:
+            self._pump.fail(order.id, Reason.CONNECT_FAILED, error.strerror, False)
+            return
+        announced = False
+        try:
+            if order.as_client is not None:
+                self._steering.announce(cookie, order.as_client)
+                announced = True
+            announced_as = cookie if announced else 0
+            self._pump.plain(order.id, fd, announced_as, destination.ip, destination.port, order.response_headers)
+        except BaseException:
+            os.close(fd)
+            if announced:
+                self._steering.withdraw(cookie)
+            raise
+
+    def _tunnel(self, order: RelayTunnel, pod: Pod) -> None:
+        key = order.key
+        if key.pod != pod.name:
+            raise ValueError(f"a connection of pod {pod.name} was sent to a tunnel of {key.pod}")
+        source = str(key.source).encode()
+        expected = "\n".join(sorted(map(str, key.expected))).encode()
+        self._pump.tunnel(
+            order.id,
+            _key(key, source, expected),
+            source,
+            expected,
+            key.address.ip,
+            key.address.port,
+            order.authority,
+            order.headers,
+        )
+
+    # Facts
+
+    def _take_facts(self) -> None:
+        facts: list[Fact] = []
+        for kind, *fields in self._pump.facts():
+            fact = _READERS[kind](self, *fields)
+            if fact is not None:
+                facts.append(fact)
+        if not facts:
+            return
+        try:
+            self._report(facts)
+        except Exception:
+            _log.exception("facts could not be reported")
+            for fact in facts:
+                if isinstance(fact, Captured | Plaintext | Offered) and fact.id in self._undecided:
+                    # Nobody will decide it.
+                    self._pump.fail(fact.id, Reason.INTERNAL, "a fault of the agent", False)
+
+    def _begun(self, number: int, pod: int) -> Pod:
+        owner = self._owners[number] = self._numbered[pod]
+        self._undecided.add(number)
+        return owner
+
+    def _captured(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Captured | None:
+        owner, client, dialled = self._begun(number, pod), _address(*peer), _address(*local)
+        destination = self._steering.original_destination(owner.cookie, dialled, client)
+        if destination is None:
+            return self._stray(number, owner, client, dialled)
+        # Loopback, or an address that the application bound to: not always one of the pod's (IP_TRANSPARENT).
+        ip = client.ip if client.ip in owner.addresses else owner.address_like(destination.ip)
+        return Captured(id=number, pod=owner.name, client=SocketAddress(ip, client.port), destination=destination)
+
+    def _plaintext(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Plaintext | None:
+        owner, client, dialled = self._begun(number, pod), _address(*peer), _address(*local)
+        if (dialled.ip.startswith("127.") or dialled.ip == "::1") and dialled.ip not in owner.addresses:
+            # The pod dialled our listener by its own port; relayed to where it was addressed, it would come back here.
+            return self._stray(number, owner, client, dialled)
+        return Plaintext(id=number, pod=owner.name, client=client, destination=dialled)
+
+    def _stray(self, number: int, pod: Pod, client: SocketAddress, local: SocketAddress) -> None:
+        self._own_refused[Reason.NO_DESTINATION] = self._own_refused.get(Reason.NO_DESTINATION, 0) + 1
+        self._undecided.discard(number)
+        self._strays.add(number)
+        self._pump.fail(number, Reason.NO_DESTINATION, "", False)
+        _log.debug("refused (NO_DESTINATION): %s: %s to %s", pod.name, client, local)
+
+    def _offered(
+        self,
+        number: int,
+        pod: int,
+        client: tuple[str, int],
+        local: tuple[str, int],
+        peer: str,
+        fields: Sequence[tuple[str, str]],
+    ) -> Offered:
+        pseudo = {name: value for name, value in fields if name.startswith(":")}
+        return Offered(
+            id=number,
+            pod=self._begun(number, pod).name,
+            client=_address(*client),
+            local=_address(*local),
+            peer=SpiffeId.parse(peer),
+            method=pseudo.get(":method", ""),
+            authority=pseudo.get(":authority", ""),
+            headers=[(name, value) for name, value in fields if not name.startswith(":")],
+        )
+
+    def _opened(self, number: int, peer: str, upstream: tuple[str, int]) -> Opened:
+        return Opened(id=number, peer=SpiffeId.parse(peer) if peer else None, upstream=_address(*upstream))
+
+    def _ended(self, number: int, reason: int, detail: str, sent: int, received: int) -> Ended | None:
+        self._owners.pop(number, None)
+        self._undecided.discard(number)
+        self._emptied.set()
+        if number in self._strays:
+            self._strays.remove(number)
+            return None
+        return Ended(id=number, reason=Reason(reason), detail=detail, sent=sent, received=received)
+
+    def _deaf(self, pod: int) -> Deaf | None:
+        owner = self._numbered[pod]
+        _log.warning("a listener of pod %s was destroyed from outside", owner.name)
+        return Deaf(pod=owner.name)
+
+    def _turned_away(self, reason: int, text: str) -> None:
+        _log.info("refused (%s): %s", Reason(reason).name, text)
+
+    def _told(self, text: str) -> None:
+        _log.warning("%s", text)
+
+    def _withdrawn(self, cookie: int) -> None:
+        self._steering.withdraw(cookie)
+
+    def _pod_gone(self, number: int) -> None:
+        pod = self._numbered.pop(number)
+        if self._pods.get(pod.name) is pod:
+            del self._pods[pod.name]
+        os.close(pod.netns)
+        pod.netns = -1
+        self._emptied.set()
+
+    def _quiet(self, _: int = 0) -> None:
+        self._emptied.set()
+
+    def _listen(self, netns: int) -> list[socket.socket | None]:
+        sockets: list[socket.socket | None] = []
+        try:
+            for backlog in (None, None, self._limits.socket_backlog):
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    sockets.append(listen(netns, family, backlog))
+        except BaseException:
+            for sock in sockets:
+                if sock is not None:
+                    sock.close()
+            raise
+        return sockets
+
+
+_READERS: dict[str, Callable[..., Fact | None]] = {
+    "captured": PumpEngine._captured,
+    "plaintext": PumpEngine._plaintext,
+    "offered": PumpEngine._offered,
+    "opened": PumpEngine._opened,
+    "ended": PumpEngine._ended,
+    "deaf": PumpEngine._deaf,
+    "turned away": PumpEngine._turned_away,
+    "log": PumpEngine._told,
+    "withdraw": PumpEngine._withdrawn,
+    "pod gone": PumpEngine._pod_gone,
+    "quiet": PumpEngine._quiet,
+}
+
+
+def _address(ip: str, port: int) -> SocketAddress:
+    return SocketAddress(canonical_ip(ip) if ":" in ip else ip, port)
+
+
+def _key(key: TunnelKey, source: bytes, expected: bytes) -> bytes:
+    """Equal for equal keys only: no part can hold a zero."""
+    return b"\0".join([key.pod.encode(), source, expected, key.workload.encode(), str(key.address).encode()])
+
+
+def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
+    def settings(server: bool) -> http2.Settings:
+        return http2.Settings(
+            initial_window_size=limits.stream_window,
+            max_frame_size=limits.frame,
+            max_header_list_size=limits.request_headers if server else limits.response_headers,
+            max_concurrent_streams=limits.streams_accepted if server else 0,
+            connection_window=limits.connection_window,
+        )
+
+    return Pump(
+        limits=limits,
+        server=settings(True),
+        client=settings(False),
+        http=http2.Limits(
+            max_outbound_buffer=limits.stream_buffer,
+            resets=http2.Rate(burst=limits.resets, per_second=limits.resets_per_second),
+        ),
+        statuses={reason: reason.http_status for reason in Reason},
+        threads=threads,
+        accelerated=accelerated,
+    )

@@ -1,0 +1,96 @@
+# What a thread tells Python: records of the facts of ztunnel.orders, and some that the engine keeps to itself.
+
+cdef enum Fact:
+    FACT_ACCEPTED            # id, pod, meter, captured?, peer, local
+    FACT_OFFERED             # id, pod, meter, client, local, peer, count, fields
+    FACT_OPENED              # id, peer, upstream
+    FACT_ENDED               # id, reason, detail
+    FACT_DEAF                # pod
+    FACT_TURNED_AWAY         # reason, text
+    FACT_LOG                 # text
+    FACT_WITHDRAW            # socket cookie
+    FACT_POD_GONE            # pod
+    FACT_QUIET               # a tunnel is over
+
+
+cdef void fact_accepted(Connection *self, bint captured, const Address *peer, const Address *local) noexcept nogil:
+    cdef Batch *facts = &self.loop.facts
+    self.loop.urgent = True
+    batch_begin(facts, FACT_ACCEPTED)
+    batch_number(facts, self.id)
+    batch_number(facts, self.pod.number)
+    batch_number(facts, <uint64_t>self.meter)
+    batch_number(facts, captured)
+    batch_address(facts, peer)
+    batch_address(facts, local)
+    batch_end(facts)
+
+
+cdef void fact_offered(
+    Connection *self, Tunnel *tunnel, const uint8_t *fields, size_t length, uint32_t count
+) noexcept nogil:
+    cdef Batch *facts = &self.loop.facts
+    self.loop.urgent = True
+    batch_begin(facts, FACT_OFFERED)
+    batch_number(facts, self.id)
+    batch_number(facts, self.pod.number)
+    batch_number(facts, <uint64_t>self.meter)
+    batch_address(facts, &tunnel.address)
+    batch_address(facts, &tunnel.local)
+    batch_text(facts, tunnel.peer)
+    batch_number(facts, count)
+    batch_bytes(facts, fields, length)
+    batch_end(facts)
+
+
+cdef void fact_opened(Connection *self, const char *peer, const Address *upstream) noexcept nogil:
+    cdef Batch *facts = &self.loop.facts
+    batch_begin(facts, FACT_OPENED)
+    batch_number(facts, self.id)
+    batch_text(facts, peer if peer != NULL else <const char *>b"")
+    batch_address(facts, upstream)
+    batch_end(facts)
+
+
+cdef void fact_ended(Connection *self, int reason, const char *detail) noexcept nogil:
+    cdef Batch *facts = &self.loop.facts
+    batch_begin(facts, FACT_ENDED)
+    batch_number(facts, self.id)
+    batch_number(facts, reason)
+    batch_text(facts, detail)
+    batch_end(facts)
+
+
+cdef void fact_number(Loop *loop, Fact kind, uint64_t number) noexcept nogil:
+    batch_begin(&loop.facts, kind)
+    batch_number(&loop.facts, number)
+    batch_end(&loop.facts)
+
+
+cdef void fact_deaf(Pod *pod) noexcept nogil:
+    fact_number(pod.loop, FACT_DEAF, pod.number)
+
+
+cdef void fact_pod_gone(Pod *pod) noexcept nogil:
+    fact_number(pod.loop, FACT_POD_GONE, pod.number)
+
+
+cdef void fact_withdraw(Loop *loop, uint64_t cookie) noexcept nogil:
+    fact_number(loop, FACT_WITHDRAW, cookie)
+
+
+cdef void fact_quiet(Loop *loop) noexcept nogil:
+    fact_number(loop, FACT_QUIET, 0)
+
+
+cdef void fact_turned_away(Loop *loop, int reason, const char *text) noexcept nogil:
+    batch_begin(&loop.facts, FACT_TURNED_AWAY)
+    batch_number(&loop.facts, reason)
+    batch_text(&loop.facts, text)
+    batch_end(&loop.facts)
+
+
+cdef void fact_log(Loop *loop, const char *text) noexcept nogil:
+    batch_begin(&loop.facts, FACT_LOG)
+    batch_text(&loop.facts, text)
+    batch_end(&loop.facts)

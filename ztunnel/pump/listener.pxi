@@ -1,0 +1,121 @@
+# Listeners of a pod and their accept loops.
+
+cdef enum Door:
+    OUTBOUND4
+    OUTBOUND6
+    PLAINTEXT4
+    PLAINTEXT6
+    TUNNEL4
+    TUNNEL6
+    DOORS
+
+cdef enum:
+    BURST = 64               # connections accepted at once
+    MOST_FACTS = 64 << 20    # bytes of facts that Python has not taken: nobody is accepted until it has
+
+
+cdef struct Listener:
+    # Part of its pod. `fd` is owned, -1: none.
+    Pod *pod
+    int fd
+    int watch
+    int door
+    Timer pause
+    Task accept
+
+
+cdef void listener_start(Listener *self) noexcept nogil:
+    if self.fd < 0 or self.watch >= 0:
+        return
+    self.accept.run, self.accept.owner = listener_accept, self
+    self.watch = loop_watch(self.pod.loop, self.fd, EPOLLIN | EPOLLET, listener_ready, self)
+    if self.watch < 0:
+        listener_rest(self, errno)
+
+
+cdef void listener_close(Listener *self) noexcept nogil:
+    """Idempotent. Connections in the backlog are reset by the kernel; one that was handed to another process stays
+    open there: it is closed, not shut down."""
+    timer_stop(&self.pause)
+    task_cancel(&self.accept)
+    if self.fd < 0:
+        return
+    loop_forget(self.pod.loop, self.watch, self.fd)
+    close_(self.fd)
+    self.fd = self.watch = -1
+
+
+cdef void listener_ready(void *of, uint32_t events) noexcept nogil:
+    cdef Listener *self = <Listener *>of
+    if self.pause.list == NULL:
+        task_queue(&self.pod.loop.tasks, &self.accept)
+
+
+cdef void listener_resume(void *of) noexcept nogil:
+    cdef Listener *self = <Listener *>of
+    if self.watch < 0:
+        listener_start(self)
+    task_queue(&self.pod.loop.tasks, &self.accept)
+
+
+cdef void listener_rest(Listener *self, int code) noexcept nogil:
+    cdef char text[160]
+    snprintf(text, sizeof(text), b"cannot accept: %s; trying again in %g s", error_text(code),
+             self.pod.loop.timers[<int>PAUSE].seconds)
+    fact_log(self.pod.loop, text)
+    timer_start(self.pod.loop, &self.pause, PAUSE, listener_resume, self)
+
+
+cdef void listener_accept(void *of) noexcept nogil:
+    cdef Listener *self = <Listener *>of
+    cdef Loop *loop = self.pod.loop
+    cdef int fd, i
+    if loop.facts.records.length + loop.shared.facts.waiting.length > MOST_FACTS:
+        timer_start(loop, &self.pause, PAUSE, listener_resume, self)
+        return
+    for i in range(BURST):
+        if self.fd < 0:
+            return
+        fd = accept4(self.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            listener_accepted(self, fd)
+        elif errno == EAGAIN:
+            return
+        elif errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            listener_rest(self, errno)
+            return
+        elif errno == EINVAL:  # it does not listen any more: somebody has ended it from outside
+            listener_close(self)
+            fact_deaf(self.pod)
+            return
+        # Otherwise the peer was faster (ECONNABORTED and what else accept(2) lists).
+    task_queue(&loop.tasks, &self.accept)
+
+
+cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
+    cdef Pod *pod = self.pod
+    cdef Address peer, local
+    cdef socklen_t size = sizeof(Address)
+    cdef Connection *connection
+    cdef Socket *socket
+    cdef char why[160]
+    if getpeername(fd, &peer.any, &size) != 0:
+        close_(fd)
+        return
+    size = sizeof(Address)
+    if getsockname(fd, &local.any, &size) != 0:
+        close_(fd)
+        return
+    if self.door == TUNNEL4 or self.door == TUNNEL6:
+        server_accept(pod, fd, &peer, &local)
+        return
+    if pod_excess(pod, why, sizeof(why)):
+        close_(fd)  # RST: inherited from the listener
+        count_refused(pod.loop, LIMIT, why)
+        return
+    socket = socket_new(pod.loop, fd, b"downstream")
+    if socket == NULL:
+        return
+    connection = connection_new(pod)
+    connection_take_socket(connection, &connection.down, socket)
+    fact_accepted(connection, self.door == OUTBOUND4 or self.door == OUTBOUND6, &peer, &local)

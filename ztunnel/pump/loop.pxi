@@ -1,0 +1,324 @@
+# One thread with one epoll, and what all threads of an engine share.
+#
+# A turn: readiness of sockets, orders, timers, then tasks (reading, relaying), then flushes (framing, encrypting,
+# sending), so that what many streams of a tunnel have to say leaves in one record and one write.
+
+cdef enum:
+    EVENTS = 128             # of one turn
+    ROUNDS = 4               # of tasks and flushes in one turn
+    CIPHER = 128 << 10       # read from a tunnel's socket at once
+    PLAIN = 144 << 10        # the same decrypted, and a record's room
+    CHUNK = 64 << 10         # read from an application's socket at once
+    LOG_LINES = 10           # per reason and second
+
+
+cdef struct Limits:
+    # See ztunnel.pump.limits.
+    long connections
+    long connections_per_pod
+    long tunnels_per_pod
+    long tunnels_per_peer
+    long handshakes_per_pod
+    long handshakes_per_peer
+    double ping_timeout
+    long streams_accepted
+    long streams_opened
+    long tunnels_per_key
+    size_t busy_backlog
+    long attempts
+    int socket_backlog
+    int32_t stream_window
+    int32_t stream_window_max
+    int64_t window_budget
+    size_t stream_buffer
+    double seconds[10]       # per Span
+    core.Config server       # of HTTP/2 sessions
+    core.Config client
+
+
+cdef struct Shared:
+    # What the threads of one engine have in common. Made and freed by the Pump, which outlives its threads; numbers
+    # that several write are atomic.
+    Limits limits
+    int status[128]          # HTTP answer per reason
+    long refused[128]        # turned away before they had an id
+    long connections
+    long tunnels
+    int64_t threads
+    bint accelerated         # sockets of applications may be in a sockhash
+    Mail facts
+
+
+cdef struct Watch:
+    # An entry of epoll. Its data there is index and generation: an event that was on its way when the entry was given
+    # up, or given to another, finds another generation and is dropped.
+    uint32_t generation
+    int vacant               # the next free entry, while this one is free
+    void (*ready)(void *, uint32_t) noexcept nogil
+    void *owner
+
+
+cdef struct Loop:
+    # Owned by the Pump; everything below by the thread, which alone touches it while it runs, but for `orders`,
+    # `asked`, `answered` and `stopped`.
+    Shared *shared
+    int64_t index
+    pthread_t thread
+    bint running
+    int epoll
+    Mail orders
+    int64_t home             # file descriptor of the agent's own network namespace
+    uint64_t home_inode
+    double now
+    Watch *watches
+    int watch_count
+    int vacant
+    Timers timers[10]
+    Tasks tasks
+    Tasks flushes
+    Corpse *dead
+    Batch facts
+    bint urgent              # somebody waits for what one of them will be answered with
+    Timer report
+    Buffer taken             # orders being carried out
+    uint64_t serial          # of the last connection
+    Connections connections
+    Pod *pods
+    Groups groups
+    Peers peers
+    uint8_t *cipher
+    uint8_t *plain
+    uint8_t *chunk
+    const uint8_t *feed      # ciphertext that a session may take now
+    size_t feed_left
+    double logged_since[128]
+    int logged_lines[128]
+    pthread_mutex_t lock     # of the three below
+    pthread_cond_t answer
+    uint64_t asked
+    uint64_t answered
+    bint stopped
+
+
+cdef double clock_now() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef int loop_watch(
+    Loop *self, int fd, uint32_t events, void (*ready)(void *, uint32_t) noexcept nogil, void *owner
+) noexcept nogil:
+    """The entry's index; -1: the kernel has no room for it."""
+    cdef epoll_event event
+    cdef Watch *watch
+    cdef int index, count
+    if self.vacant < 0:
+        count = max(self.watch_count * 2, 64)
+        self.watches = <Watch *>realloc(self.watches, count * sizeof(Watch))
+        if self.watches == NULL:
+            die(b"out of memory")
+        for index in range(count - 1, self.watch_count - 1, -1):
+            memset(&self.watches[index], 0, sizeof(Watch))
+            self.watches[index].vacant = self.vacant
+            self.vacant = index
+        self.watch_count = count
+    index = self.vacant
+    watch = &self.watches[index]
+    event.events = events
+    event.data.u64 = <uint64_t>watch.generation << 32 | <uint64_t>index
+    if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
+        return -1
+    self.vacant = watch.vacant
+    watch.ready, watch.owner = ready, owner
+    return index
+
+
+cdef void loop_forget(Loop *self, int index, int fd) noexcept nogil:
+    """Before the descriptor is closed."""
+    cdef Watch *watch
+    if index < 0:
+        return
+    watch = &self.watches[index]
+    epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+    watch.generation += 1
+    watch.ready, watch.owner = NULL, NULL
+    watch.vacant = self.vacant
+    self.vacant = index
+
+
+cdef void bury(Loop *self, Corpse *corpse, void (*dispose)(void *) noexcept nogil, void *of) noexcept nogil:
+    """`of` is freed by `dispose` when the turn is over. Once."""
+    if corpse.of != NULL:
+        return
+    corpse.of, corpse.dispose = of, dispose
+    corpse.following = self.dead
+    self.dead = corpse
+
+
+cdef void bury_all(Loop *self) noexcept nogil:
+    cdef Corpse *corpse
+    while self.dead != NULL:
+        corpse = self.dead
+        self.dead = corpse.following
+        corpse.dispose(corpse.of)
+
+
+cdef void count_refused(Loop *self, int reason, const char *text) noexcept nogil:
+    """A connection was turned away before it had an id. Logged, but a flood of them must not flood the disk."""
+    atomic_add(&self.shared.refused[reason], 1, RELAXED)
+    if self.now - self.logged_since[reason] >= 1.0:
+        self.logged_since[reason] = self.now
+        self.logged_lines[reason] = 0
+    self.logged_lines[reason] += 1
+    if self.logged_lines[reason] <= LOG_LINES:
+        fact_turned_away(self, reason, text)
+
+
+cdef void loop_timers(Loop *self) noexcept nogil:
+    cdef int span
+    cdef Timer *timer
+    for span in range(SPANS):
+        while True:
+            timer = self.timers[span].first
+            if timer == NULL or timer.due > self.now:
+                break
+            timer_stop(timer)
+            timer.fire(timer.owner)
+
+
+cdef int loop_patience(Loop *self) noexcept nogil:
+    """Milliseconds until there is something to do; -1: whenever somebody comes."""
+    cdef double due = -1, left
+    cdef int span
+    cdef Timer *timer
+    if self.tasks.first != NULL or self.flushes.first != NULL:
+        return 0
+    for span in range(SPANS):
+        timer = self.timers[span].first
+        if timer != NULL and (due < 0 or timer.due < due):
+            due = timer.due
+    if due < 0:
+        return -1
+    left = (due - self.now) * 1000
+    return 0 if left <= 0 else <int>min(left + 1, 60_000.0)
+
+
+cdef void loop_orders(void *of, uint32_t events) noexcept nogil:
+    cdef Loop *self = <Loop *>of
+    cdef Cursor rest, record
+    cdef uint64_t ticket
+    pthread_mutex_lock(&self.lock)
+    ticket = self.asked
+    pthread_mutex_unlock(&self.lock)
+    mail_take(&self.orders, &self.taken)
+    rest.at = buffer_start(&self.taken)
+    rest.end = rest.at + self.taken.length
+    while cursor_record(&rest, &record):
+        carry_out(self, &record)
+    buffer_drop(&self.taken, self.taken.length)
+    if ticket != self.answered:
+        loop_report_now(self)  # what came of them is known before they are done
+    pthread_mutex_lock(&self.lock)
+    self.answered = ticket
+    pthread_cond_broadcast(&self.answer)
+    pthread_mutex_unlock(&self.lock)
+
+
+cdef void loop_report_now(void *of) noexcept nogil:
+    cdef Loop *self = <Loop *>of
+    self.urgent = False
+    timer_stop(&self.report)
+    mail_send(&self.shared.facts, &self.facts)
+
+
+cdef void loop_report(Loop *self) noexcept nogil:
+    """At once if an order is awaited; what is only to be known comes a little later, many together."""
+    if self.urgent:
+        loop_report_now(self)
+    elif self.facts.records.length and self.report.list == NULL:
+        timer_start(self, &self.report, REPORT, loop_report_now, self)
+
+
+cdef void loop_turn(Loop *self, epoll_event *events, int count) noexcept nogil:
+    cdef int i
+    cdef uint32_t index
+    cdef Watch *watch
+    for i in range(count):
+        index = <uint32_t>events[i].data.u64
+        watch = &self.watches[index]
+        if watch.generation == <uint32_t>(events[i].data.u64 >> 32) and watch.ready != NULL:
+            watch.ready(watch.owner, events[i].events)
+    loop_timers(self)
+    for i in range(ROUNDS):
+        if self.tasks.first == NULL and self.flushes.first == NULL:
+            break
+        tasks_run(&self.tasks)
+        tasks_run(&self.flushes)
+    loop_report(self)
+    bury_all(self)
+
+
+cdef void *loop_run(void *of) noexcept nogil:
+    cdef Loop *self = <Loop *>of
+    cdef epoll_event events[EVENTS]
+    cdef int count
+    cdef int i
+    while not self.stopped:
+        count = epoll_wait(self.epoll, events, EVENTS, loop_patience(self))
+        self.now = clock_now()
+        if count < 0:
+            if errno != EINTR:
+                die(b"epoll_wait failed")
+            count = 0
+        loop_turn(self, events, count)
+    loop_report_now(self)
+    return NULL
+
+
+cdef Loop *loop_new(Shared *shared, int64_t index, int orders_bell) except NULL:
+    """OSError. The thread does not run yet."""
+    cdef Loop *self = <Loop *>make(sizeof(Loop))
+    cdef int span
+    self.shared, self.index = shared, index
+    self.vacant = -1
+    self.orders.bell = orders_bell
+    self.now = clock_now()
+    for span in range(SPANS):
+        self.timers[span].seconds = shared.limits.seconds[span]
+    pthread_mutex_init(&self.orders.lock, NULL)
+    pthread_mutex_init(&self.lock, NULL)
+    pthread_cond_init(&self.answer, NULL)
+    self.cipher = <uint8_t *>make(CIPHER)
+    self.plain = <uint8_t *>make(PLAIN)
+    self.chunk = <uint8_t *>make(CHUNK)
+    self.epoll = epoll_create1(EPOLL_CLOEXEC)
+    if self.epoll < 0:
+        raise OSError(errno, "no epoll for the pump")
+    self.home = netns_home(&self.home_inode)
+    if self.home < 0 or loop_watch(self, orders_bell, EPOLLIN, loop_orders, self) < 0:
+        raise OSError(errno, "the pump's thread cannot be prepared")
+    return self
+
+
+cdef void loop_free(Loop *self) noexcept nogil:
+    """After its thread has ended and its pods were dropped."""
+    bury_all(self)
+    if self.epoll > 0:
+        close_(self.epoll)
+    if self.home > 0:
+        close_(<int>self.home)
+    close_(self.orders.bell)
+    buffer_free(&self.orders.waiting)
+    buffer_free(&self.taken)
+    buffer_free(&self.facts.records)
+    connections_free(&self.connections)
+    groups_free(&self.groups)
+    free(self.watches)
+    free(self.cipher)
+    free(self.plain)
+    free(self.chunk)
+    pthread_mutex_destroy(&self.orders.lock)
+    pthread_mutex_destroy(&self.lock)
+    pthread_cond_destroy(&self.answer)
+    free(self)

@@ -1,0 +1,36 @@
+# Sockets in a pod's network namespace.
+#
+# A socket stays in the namespace it was made in, so a thread enters only around socket(2). A pod in the agent's own
+# namespace is not entered at all.
+
+
+cdef int netns_home(uint64_t *inode) noexcept nogil:
+    """A descriptor of the namespace that this thread is in; -1 with errno."""
+    cdef int fd = open_(b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+    inode[0] = netns_inode(fd) if fd >= 0 else 0
+    return fd
+
+
+cdef uint64_t netns_inode(int fd) noexcept nogil:
+    cdef stat_t found
+    return found.st_ino if fstat(fd, &found) == 0 else 0
+
+
+cdef int netns_socket(int netns, int home, uint64_t home_inode, int family) noexcept nogil:
+    """A non-blocking TCP socket in `netns`; -1 with errno. A thread that cannot return to its own namespace ends the
+    process: everything after that would happen in some pod's."""
+    cdef int fd, code
+    cdef bint away = netns_inode(netns) != home_inode
+    if away and setns(netns, CLONE_NEWNET) != 0:
+        return -1
+    fd = socket_(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    code = errno
+    while away and setns(home, CLONE_NEWNET) != 0:
+        if errno != EINTR:
+            die(b"cannot leave a network namespace")
+    set_errno(code)
+    return fd
+
+
+cdef inline void set_errno(int code) noexcept nogil:
+    errno_location()[0] = code

@@ -1,0 +1,22 @@
+"""What the engine's Python side knows of a pod."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pod:
+    """`number` names it to the threads; never used again. `netns` is our own descriptor, of sockets for last hops;
+    `cookie` is that of the namespace."""
+
+    name: str
+    number: int
+    netns: int
+    cookie: int
+    addresses: tuple[str, ...]
+    listening: bool = True
+
+    def address_like(self, ip: str) -> str:
+        """The pod's own address of the same family; any, should it have none; `ip` if it has no address at all."""
+        return next((own for own in self.addresses if (":" in own) == (":" in ip)), next(iter(self.addresses), ip))

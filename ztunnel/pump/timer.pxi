@@ -1,0 +1,116 @@
+# Deadlines and postponed work of one thread.
+#
+# All timers of one kind last equally long, so each kind is a list in the order of its ends: starting and stopping costs
+# nothing, and the next one due is at the head of a list.
+
+cdef enum Span:
+    DECISION      # between a fact and its order
+    CONNECT
+    HANDSHAKE
+    RESPONSE      # CONNECT sent until its response
+    GRACE         # between the GOAWAY that announces and the final one
+    PING
+    IDLE          # a pooled tunnel without streams
+    LINGER        # last words are read by the peer
+    PAUSE         # without accepting, when descriptors or memory run out
+    REPORT        # of facts that nobody waits for
+    SPANS
+
+
+cdef struct Timer:
+    Timer *previous
+    Timer *following
+    Timers *list             # where it runs; NULL: it does not
+    double due
+    void (*fire)(void *) noexcept nogil
+    void *owner
+
+
+cdef struct Timers:
+    Timer *first
+    Timer *last
+    double seconds
+
+
+cdef inline void timer_stop(Timer *self) noexcept nogil:
+    if self.list == NULL:
+        return
+    if self.previous != NULL:
+        self.previous.following = self.following
+    else:
+        self.list.first = self.following
+    if self.following != NULL:
+        self.following.previous = self.previous
+    else:
+        self.list.last = self.previous
+    self.previous = self.following = NULL
+    self.list = NULL
+
+
+cdef inline void timer_start(
+    Loop *loop, Timer *self, Span span, void (*fire)(void *) noexcept nogil, void *owner
+) noexcept nogil:
+    """One that runs already begins anew."""
+    cdef Timers *list = &loop.timers[<int>span]
+    timer_stop(self)
+    self.due = loop.now + list.seconds
+    self.fire, self.owner, self.list = fire, owner, list
+    self.previous = list.last
+    if list.last != NULL:
+        list.last.following = self
+    else:
+        list.first = self
+    list.last = self
+
+
+cdef struct Task:
+    # Work of this turn or the next, done once however often it was asked for.
+    Task *previous
+    Task *following
+    Tasks *queue             # where it waits; NULL: it does not
+    void (*run)(void *) noexcept nogil
+    void *owner
+
+
+cdef struct Tasks:
+    Task *first
+    Task *last
+
+
+cdef inline void task_cancel(Task *self) noexcept nogil:
+    if self.queue == NULL:
+        return
+    if self.previous != NULL:
+        self.previous.following = self.following
+    else:
+        self.queue.first = self.following
+    if self.following != NULL:
+        self.following.previous = self.previous
+    else:
+        self.queue.last = self.previous
+    self.previous = self.following = NULL
+    self.queue = NULL
+
+
+cdef inline void task_queue(Tasks *queue, Task *self) noexcept nogil:
+    if self.queue != NULL:
+        return
+    self.queue = queue
+    self.previous = queue.last
+    if queue.last != NULL:
+        queue.last.following = self
+    else:
+        queue.first = self
+    queue.last = self
+
+
+cdef inline void tasks_run(Tasks *queue) noexcept nogil:
+    """Those that wait now; those that they queue wait for the next time."""
+    cdef Task *last = queue.last
+    cdef Task *task
+    while queue.first != NULL and last != NULL:
+        task = queue.first
+        if task == last:
+            last = NULL
+        task_cancel(task)
+        task.run(task.owner)
