@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export GOSSAMER_HEADERS ?= /var/cache/gossamer/headers
 
-.PHONY: lab lab-down test unit kernel-test lab-test bench lint setup setup-test
+.PHONY: lab lab-down test unit kernel-test lab-test sanitize bench lint setup setup-test
 
 lab: setup            ## bring up the bookinfo lab, show that it works, leave it running
 	@.venv/bin/gossamer lab demo
@@ -23,6 +23,9 @@ kernel-test: setup-test
 
 lab-test: setup-test
 	$(PY) -m pytest tests/lab
+
+sanitize: setup-test  ## the compiled parts' tests under AddressSanitizer and UBSan
+	@deploy/setup/sanitize.sh
 
 bench: setup-test     ## side by side with no mesh and with Envoy
 	.venv/bin/gossamer bench tunnel

@@ -22,6 +22,6 @@ A planned restart:
     handover/     the conversation of the old agent and the new one · succession: what is handed over, in which order
     gate          nobody enrols or leaves meanwhile · premises: the directory and the cgroup that both agents share
 
-    engine/       the moving side behind the seam · metrics/, access_log, admin/, cli/: seeing it
+    pump/         the moving side behind the seam: native threads · metrics/, access_log, admin/, cli/: seeing it
     agent         all of it put together; config: its settings; __main__: `python -m ztunnel`
 """

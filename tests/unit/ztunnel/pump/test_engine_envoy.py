@@ -18,7 +18,7 @@ from mesh.reason import Reason
 from tests.unit.ztunnel.pump import envoy
 from tests.unit.ztunnel.pump.authority import CLIENT, SERVER, ControllerAuthority
 from tests.unit.ztunnel.pump.nodes import DEADLINE, Pair, application, echo, eventually, pair
-from ztunnel.orders import Offered, Opened, Refuse
+from ztunnel.orders import Offered, Refuse
 
 Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 AUTHORITY = "10.0.0.2:8080"
