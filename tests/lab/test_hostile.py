@@ -185,8 +185,9 @@ COSTS_A_STREAM: dict[str, tuple[Build, int]] = {
         lambda s, t: both(credit(1, 2**30), SettingsFrame(0, {4: 2**31 - 1})),
         FLOW_CONTROL_ERROR,
     ),
+    # With the request itself: later, an application that reads would give back the window as fast as it is used.
     "6.9.1 more DATA than the window": (
-        lambda s, t: DataFrame(1, bytes(16_384)).serialize() * 4096,
+        lambda s, t: s.connect(3, t).serialize() + DataFrame(3, bytes(16_384)).serialize() * 64,
         FLOW_CONTROL_ERROR,
     ),
     "10.5.1 a header list that is too large": (
