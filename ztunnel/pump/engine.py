@@ -263,13 +263,20 @@ class PumpEngine:
         return owner
 
     def _captured(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Captured | None:
-        owner, client, dialled = self._begun(number, pod), _address(*peer), _address(*local)
-        destination = self._steering.original_destination(owner.cookie, dialled, client)
-        if destination is None:
-            return self._stray(number, owner, client, dialled)
+        owner, client, listener = self._begun(number, pod), _address(*peer), _address(*local)
+        dialled = self._steering.original_destination(owner.cookie, listener, client)
+        if dialled is None:
+            return self._stray(number, owner, client, listener)
         # Loopback, or an address that the application bound to: not always one of the pod's (IP_TRANSPARENT).
-        ip = client.ip if client.ip in owner.addresses else owner.address_like(destination.ip)
-        return Captured(id=number, pod=owner.name, client=SocketAddress(ip, client.port), destination=destination)
+        ip = client.ip if client.ip in owner.addresses else owner.address_like(dialled.destination.ip)
+        return Captured(
+            id=number,
+            pod=owner.name,
+            client=SocketAddress(ip, client.port),
+            destination=dialled.destination,
+            drawn=dialled.drawn,
+            elsewhere=dialled.elsewhere,
+        )
 
     def _plaintext(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Plaintext | None:
         owner, client, dialled = self._begun(number, pod), _address(*peer), _address(*local)

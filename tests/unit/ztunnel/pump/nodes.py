@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from mesh.model import SocketAddress
+from mesh.model import Dialled, SocketAddress
 from tests.unit.ztunnel.pump.authority import CLIENT, SERVER, Authority, ControllerAuthority
 from ztunnel.orders import (
     Captured,
@@ -57,11 +57,15 @@ class Memory:
     """The kernel side: what was dialled, and whom the application shall see."""
 
     destination: SocketAddress | None = None
+    drawn: SocketAddress | None = None
+    elsewhere: bool = False
     announced: list[tuple[int, SocketAddress]] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
 
-    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> SocketAddress | None:
-        return self.destination
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> Dialled | None:
+        if self.destination is None:
+            return None
+        return Dialled(destination=self.destination, drawn=self.drawn, elsewhere=self.elsewhere)
 
     def announce(self, socket_cookie: int, client: SocketAddress) -> None:
         self.announced.append((socket_cookie, client))
