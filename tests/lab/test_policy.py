@@ -35,19 +35,21 @@ while True:
 """
 # A list of addresses in, one of [whether it was welcome, own port] out; what is open stays so until the next list.
 DIALLER = """
-import json, socket, sys
+import errno, json, os, socket, sys
 kept = []
 def dial(address, port):
     s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    s.settimeout(30)
     kept.append(s)
-    own = 0
+    s.setblocking(False)  # a reset may come before a connect() that waits returns: no port would be known
+    code = s.connect_ex((address, port))
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
+    own = s.getsockname()[1]
+    s.settimeout(30)
     try:
-        s.connect((address, port))
-        own = s.getsockname()[1]
         return s.recv(100) == b"welcome", own
     except ConnectionError:
-        return (False, own) if own else dial(address, port)  # the reset was there before connect() had returned
+        return (False, own) if own else dial(address, port)
 for line in sys.stdin:
     kept.clear()
     print(json.dumps([dial(*to) for to in json.loads(line)]), flush=True)

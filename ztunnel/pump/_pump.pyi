@@ -53,7 +53,9 @@ class Pump:
     ) -> None: ...
     def socket(self, netns: int, six: bool, bind: str | None) -> tuple[int, int]:
         """(descriptor, socket cookie); OSError."""
-    def pod(self, number: int, name: str, trust_domain: str, netns: int, listeners: Sequence[int | None]) -> None:
+    def pod(
+        self, number: int, life: int, name: str, trust_domain: str, netns: int, listeners: Sequence[int | None]
+    ) -> None:
         """Takes the descriptors. Returns when it is done."""
     def start(self, number: int) -> None: ...
     def credentials(self, number: int, credentials: Credentials) -> None:

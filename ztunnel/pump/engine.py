@@ -97,7 +97,8 @@ class PumpEngine:
         state.netns, state.addresses, state.listening = os.dup(netns), tuple(addresses), True
         state.cookie = next(cookie_of(sock) for sock in sockets if sock is not None)
         fds = [None if sock is None else sock.detach() for sock in sockets]
-        self._pump.pod(state.number, pod, trust_domain, os.dup(netns), fds)
+        state.life += 1
+        self._pump.pod(state.number, state.life, pod, trust_domain, os.dup(netns), fds)
         outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
         assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
         return Listeners(
@@ -339,7 +340,9 @@ class PumpEngine:
     def _withdrawn(self, cookie: int) -> None:
         self._steering.withdraw(cookie)
 
-    def _pod_gone(self, number: int) -> None:
+    def _pod_gone(self, number: int, life: int) -> None:
+        if self._numbered[number].life != life:
+            return
         pod = self._numbered.pop(number)
         if self._pods.get(pod.name) is pod:
             del self._pods[pod.name]

@@ -253,7 +253,7 @@ cdef class Pump:
         if kind == FACT_WITHDRAW:
             return "withdraw", cursor_number(record)
         if kind == FACT_POD_GONE:
-            return "pod gone", cursor_number(record)
+            return "pod gone", cursor_number(record), cursor_number(record)
         return ("quiet",)
 
     cdef tuple _ended(self, Cursor *record):
@@ -350,11 +350,12 @@ cdef class Pump:
 
     # Pods
 
-    def pod(self, uint64_t number, str name, str trust_domain, int netns, listeners):
+    def pod(self, uint64_t number, uint64_t life, str name, str trust_domain, int netns, listeners):
         """Takes the descriptors; of a pod that is known, the earlier ones are closed."""
         cdef Batch *orders = &self.orders
         batch_begin(orders, ORDER_POD)
         batch_number(orders, number)
+        batch_number(orders, life)
         put_bytes(orders, name.encode())
         put_bytes(orders, trust_domain.encode())
         batch_number(orders, netns)

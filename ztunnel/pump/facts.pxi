@@ -9,7 +9,7 @@ cdef enum Fact:
     FACT_TURNED_AWAY         # reason, text
     FACT_LOG                 # text
     FACT_WITHDRAW            # socket cookie
-    FACT_POD_GONE            # pod
+    FACT_POD_GONE            # pod, life
     FACT_QUIET               # a tunnel is over
 
 
@@ -72,7 +72,10 @@ cdef void fact_deaf(Pod *pod) noexcept nogil:
 
 
 cdef void fact_pod_gone(Pod *pod) noexcept nogil:
-    fact_number(pod.loop, FACT_POD_GONE, pod.number)
+    batch_begin(&pod.loop.facts, FACT_POD_GONE)
+    batch_number(&pod.loop.facts, pod.number)
+    batch_number(&pod.loop.facts, pod.life)
+    batch_end(&pod.loop.facts)
 
 
 cdef void fact_withdraw(Loop *loop, uint64_t cookie) noexcept nogil:

@@ -4,7 +4,7 @@ cdef enum Order:
     ORDER_FAIL               # id, reason, detail, is it a Close?
     ORDER_PLAIN              # id, descriptor, socket cookie, address, headers of the 200
     ORDER_TUNNEL             # id, then as connection_tunnel reads it
-    ORDER_POD                # pod, name, trust domain, netns, six listeners
+    ORDER_POD                # pod, life, name, trust domain, netns, six listeners
     ORDER_START              # pod
     ORDER_CREDENTIALS        # pod, Contexts
     ORDER_UNLISTEN           # pod
@@ -78,6 +78,7 @@ cdef void order_tunnel(Loop *loop, Cursor *record) noexcept nogil:
 cdef void order_pod(Loop *loop, Cursor *record) noexcept nogil:
     """A new one, or one whose connections of before are open still."""
     cdef uint64_t number = cursor_number(record)
+    cdef uint64_t life = cursor_number(record)
     cdef char *name = cursor_text(record)
     cdef Pod *pod = pod_find(loop, number)
     cdef int door
@@ -88,6 +89,7 @@ cdef void order_pod(Loop *loop, Cursor *record) noexcept nogil:
         free(pod.trust_domain)
         close_(pod.netns)
         pod_close_listeners(pod)
+    pod.life = life
     pod.trust_domain = cursor_text(record)
     pod.netns = <int>cursor_number(record)
     for door in range(DOORS):

@@ -6,6 +6,7 @@ cdef struct Pod:
     Loop *loop
     Pod *chained
     uint64_t number
+    uint64_t life            # as Python counts its enrolments: which one is over
     char *name
     char *trust_domain
     int netns                # owned

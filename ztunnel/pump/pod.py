@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pod:
-    """`number` names it to the threads; never used again. `netns` is our own descriptor, of sockets for last hops;
-    `cookie` is that of the namespace."""
+    """`number` names it to the threads; never used again. `life` counts how often it was added: a thread may just have
+    given up the pod when it is added once more, and what it says of that concerns the earlier life. `netns` is our own
+    descriptor, of sockets for last hops; `cookie` is that of the namespace."""
 
     name: str
     number: int
@@ -16,6 +17,7 @@ class Pod:
     cookie: int
     addresses: tuple[str, ...]
     listening: bool = True
+    life: int = 0
 
     def address_like(self, ip: str) -> str:
         """The pod's own address of the same family; any, should it have none; `ip` if it has no address at all."""

@@ -505,6 +505,21 @@ async def test_enrolling_again_keeps_what_is_open() -> None:
             made.client.enrol()
 
 
+async def test_a_pod_that_is_added_while_its_last_connection_ends_is_there() -> None:
+    async with pair() as made, application(made, echo):
+        for round_ in range(1, 30):
+            reader, writer = await made.connect()
+            writer.write(b"hello")
+            assert await asyncio.wait_for(reader.readexactly(5), DEADLINE) == b"hello"
+            made.client.engine.remove_pod("client-pod", listeners_only=True)
+            reset(writer)
+            if round_ % 2:
+                await asyncio.sleep(0)
+            made.client.enrol()
+            made.client.engine.set_credentials("client-pod", made.authority.issue(CLIENT))
+            await made.client.ended(round_)
+
+
 async def test_connections_over_the_limit_are_reset_and_counted() -> None:
     async with pair(client_limits=Limits(connections_per_pod=2)) as made, application(made, echo):
         kept = [await made.connect() for _ in range(2)]
