@@ -65,6 +65,8 @@ class Pump:
     def retire(self, number: int) -> None: ...
     def drop(self, number: int, reason: int) -> None:
         """Returns when it is done."""
+    def pause(self) -> None:
+        """Returns when nobody is accepted any more; `facts` has all who were."""
     def census(self) -> tuple[list[tuple[int, bool, bool, bool, int, int, Address]], int, int]:
         """(tunnels, groups, peers); a tunnel is (pod, server, ready, retired, streams, backlog, peer)."""
     def stop(self) -> None: ...

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The byte engine: native threads, no GIL on any byte. See ztunnel.pump for the map, _pump.pyi for the Python face."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport (
     EAGAIN, ECONNRESET, EINPROGRESS, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, EPROTO, ETIMEDOUT, errno,

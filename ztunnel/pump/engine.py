@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from bpf.netns import cookie_of
@@ -34,7 +33,7 @@ from ztunnel.orders import (
 from ztunnel.pump._pump import Pump
 from ztunnel.pump.census import Census, Tunnel
 from ztunnel.pump.limits import Limits
-from ztunnel.pump.listeners import listen
+from ztunnel.pump.listeners import adopt, close_all, listen
 from ztunnel.pump.pod import Pod
 
 _log = logging.getLogger(__name__)
@@ -79,15 +78,28 @@ class PumpEngine:
 
     # The protocol
 
-    def add_pod(self, pod: str, netns: int, trust_domain: str, addresses: Sequence[str]) -> Listeners:
+    def add_pod(
+        self,
+        pod: str,
+        netns: int,
+        trust_domain: str,
+        addresses: Sequence[str],
+        listeners: Listeners | None = None,
+    ) -> Listeners:
         """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already. One
         that was removed with `listeners_only` and has open connections still keeps them."""
-        if self._draining:
-            raise ValueError(f"pod {pod}: the engine is draining")
-        state = self._pods.get(pod)
-        if state is not None and state.listening:
-            raise ValueError(f"pod {pod} was added already")
-        sockets = self._listen(netns)
+        sockets = [] if listeners is None else adopt(listeners, self._limits.socket_backlog)
+        try:
+            if self._draining:
+                raise ValueError(f"pod {pod}: the engine is draining")
+            state = self._pods.get(pod)
+            if state is not None and state.listening:
+                raise ValueError(f"pod {pod} was added already")
+            sockets = sockets or listen(netns, self._limits.socket_backlog)
+            cookie = next(cookie_of(sock) for sock in sockets if sock is not None)
+        except BaseException:
+            close_all(sockets)
+            raise
         if state is None:
             self._last_pod += 1
             state = Pod(name=pod, number=self._last_pod, netns=-1, cookie=0, addresses=())
@@ -95,7 +107,7 @@ class PumpEngine:
         elif state.netns >= 0:
             os.close(state.netns)
         state.netns, state.addresses, state.listening = os.dup(netns), tuple(addresses), True
-        state.cookie = next(cookie_of(sock) for sock in sockets if sock is not None)
+        state.cookie = cookie
         fds = [None if sock is None else sock.detach() for sock in sockets]
         state.life += 1
         self._pump.pod(state.number, state.life, pod, trust_domain, os.dup(netns), fds)
@@ -112,6 +124,9 @@ class PumpEngine:
 
     def start_pod(self, pod: str) -> None:
         self._pump.start(self._pods[pod].number)
+
+    def pause(self) -> None:
+        self._pump.pause()
 
     def set_credentials(self, pod: str, credentials: Credentials) -> None:
         """ValueError: not usable; what the pod had before stays."""
@@ -352,19 +367,6 @@ class PumpEngine:
 
     def _quiet(self, _: int = 0) -> None:
         self._emptied.set()
-
-    def _listen(self, netns: int) -> list[socket.socket | None]:
-        sockets: list[socket.socket | None] = []
-        try:
-            for backlog in (None, None, self._limits.socket_backlog):
-                for family in (socket.AF_INET, socket.AF_INET6):
-                    sockets.append(listen(netns, family, backlog))
-        except BaseException:
-            for sock in sockets:
-                if sock is not None:
-                    sock.close()
-            raise
-        return sockets
 
 
 _READERS: dict[str, Callable[..., Fact | None]] = {

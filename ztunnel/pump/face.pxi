@@ -113,6 +113,7 @@ cdef void put_fields(Batch *batch, headers) except *:
         put_bytes(batch, value.encode("latin-1"))
 
 
+@cython.no_gc  # it refers to numbers only; cleared before the end, it could not free its meters
 cdef class Pump:
     cdef Shared *shared
     cdef Loop **loops
@@ -389,6 +390,13 @@ cdef class Pump:
         self._wait(self._loop(number))
 
     # All
+
+    def pause(self):
+        cdef int64_t i
+        for i in range(self.shared.threads):
+            batch_begin(&self.orders, ORDER_PAUSE)
+            self._send(self.loops[i])
+            self._wait(self.loops[i])
 
     def census(self):
         """(tunnels, groups, peers); a tunnel is (pod, server, ready, retired, streams, backlog, (ip, port))."""

@@ -33,16 +33,21 @@ cdef void listener_start(Listener *self) noexcept nogil:
         listener_rest(self, errno)
 
 
-cdef void listener_close(Listener *self) noexcept nogil:
-    """Idempotent. Connections in the backlog are reset by the kernel; one that was handed to another process stays
-    open there: it is closed, not shut down."""
+cdef void listener_pause(Listener *self) noexcept nogil:
+    """Nobody is accepted until it is started again; idempotent. Connections wait in the backlog."""
     timer_stop(&self.pause)
     task_cancel(&self.accept)
-    if self.fd < 0:
-        return
     loop_forget(self.pod.loop, self.watch, self.fd)
-    close_(self.fd)
-    self.fd = self.watch = -1
+    self.watch = -1
+
+
+cdef void listener_close(Listener *self) noexcept nogil:
+    """Idempotent. Connections in the backlog are reset by the kernel, unless another process has the socket too: hence
+    no shutdown(), which would end it for everybody."""
+    listener_pause(self)
+    if self.fd >= 0:
+        close_(self.fd)
+        self.fd = -1
 
 
 cdef void listener_ready(void *of, uint32_t events) noexcept nogil:
@@ -85,7 +90,7 @@ cdef void listener_accept(void *of) noexcept nogil:
             listener_rest(self, errno)
             return
         elif errno == EINVAL:  # it does not listen any more: somebody has ended it from outside
-            listener_close(self)
+            listener_pause(self)  # Python knows the descriptor by its number and says when to close it
             fact_deaf(self.pod)
             return
         # Otherwise the peer was faster (ECONNABORTED and what else accept(2) lists).

@@ -10,6 +10,7 @@ cdef enum Order:
     ORDER_UNLISTEN           # pod
     ORDER_DROP               # pod, reason
     ORDER_RETIRE             # pod: open connections go on, tunnels are given no new ones
+    ORDER_PAUSE              # of all pods' listeners
     ORDER_CENSUS             # Census
     ORDER_STOP
 
@@ -32,6 +33,8 @@ cdef void carry_out(Loop *loop, Cursor *record) noexcept nogil:
         order_pod(loop, record)
     elif kind == ORDER_CENSUS:
         census_take(loop, <Census *>cursor_number(record))
+    elif kind == ORDER_PAUSE:
+        order_pause(loop)
     elif kind == ORDER_STOP:
         order_stop(loop)
     else:
@@ -120,6 +123,15 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
         pod_drop(pod, <int>cursor_number(record), b"")
     elif kind == ORDER_RETIRE:
         groups_of(pod, False, OK, b"")
+
+
+cdef void order_pause(Loop *loop) noexcept nogil:
+    cdef Pod *pod = loop.pods
+    cdef int door
+    while pod != NULL:
+        for door in range(DOORS):
+            listener_pause(&pod.listeners[door])
+        pod = pod.chained
 
 
 cdef void order_stop(Loop *loop) noexcept nogil:

@@ -11,11 +11,13 @@ import random
 import resource
 import socket
 import struct
-from dataclasses import fields
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from bpf.netns import socket_cookie
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.pump.authority import CLIENT, SERVER
@@ -724,6 +726,68 @@ async def test_another_engine_goes_on_with_the_listeners_and_no_connection_is_re
             await asyncio.wait_for(draining, DEADLINE)
 
 
+async def test_given_listeners_belong_to_the_engine_also_if_it_refuses_the_pod() -> None:
+    made = Node("pod")
+    given = duplicates(made.listeners)
+    with pytest.raises(ValueError, match="added already"):
+        made.enrol(given=given)
+    assert not open_ones(given)
+    given = replace(duplicates(made.listeners), plaintext4=10**6)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Node("another", listeners=given)
+    assert not open_ones(given)
+    await made.engine.drain(0)
+    given = Listeners(**dict.fromkeys(NAMES) | {"outbound4": socket.socket().detach()})
+    with pytest.raises(ValueError, match="draining"):
+        made.enrol(given=given)
+    assert not open_ones(given)
+
+
+async def test_the_descriptor_of_a_destroyed_listener_stays_until_the_pod_is_removed() -> None:
+    """Whoever has its number would else close, or hand to another agent, what has that number next."""
+    made = Node("pod")
+    with socket.socket(fileno=os.dup(made.listeners.outbound4)) as listener:
+        cookie = socket_cookie(listener.fileno())
+        listener.shutdown(socket.SHUT_RDWR)
+    await made.until(lambda: made.of(Deaf))
+    assert socket_cookie(made.listeners.outbound4) == cookie
+    made.engine.remove_pod("pod", listeners_only=True)
+    assert not open_ones(made.listeners)
+    await made.engine.drain(0)
+
+
+def test_an_engine_that_is_forgotten_ends_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    gc.collect()
+
+    async def forget() -> int:
+        made = Node("pod")
+        made.memory.destination = SocketAddress("10.0.0.2", 80)
+        _, writer = await connect(made.address("outbound4"))
+        await made.until(lambda: made.of(Captured))
+        assert not gc.is_tracked(made.engine._pump)
+        writer.close()
+        return pumps()
+
+    running = asyncio.run(forget())
+    gc.collect()
+    assert pumps() < running
+    assert not complaints
+
+
+def pumps() -> int:
+    return sum(task.read_text().startswith("pump-") for task in Path("/proc/self/task").glob("*/comm"))
+
+
+NAMES = [field.name for field in fields(Listeners)]
+
+
+def open_ones(listeners: Listeners) -> list[str]:
+    held = {name: getattr(listeners, name) for name in NAMES}
+    return [name for name, fd in held.items() if fd is not None and Path(f"/proc/self/fd/{fd}").exists()]
+
+
 def duplicates(listeners: Listeners) -> Listeners:
-    held = {field.name: getattr(listeners, field.name) for field in fields(Listeners)}
+    held = {name: getattr(listeners, name) for name in NAMES}
     return Listeners(**{name: None if fd is None else os.dup(fd) for name, fd in held.items()})
