@@ -13,6 +13,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       timer       deadlines and postponed work
       batch       records that cross between threads
       address, identity, netns
+      allowance   what an address may cost a pod before anything is decided
       socket      TCP: options, dialling, reading, writing, last words
       tls         contexts, sessions on memory, whose certificate is welcome
       relay       two ends and the bytes between them

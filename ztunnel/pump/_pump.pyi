@@ -35,8 +35,8 @@ class Pump:
         """An eventfd, readable when there are facts."""
     def counts(self) -> dict[int, tuple[int, int]]:
         """Connections whose Ended was not taken yet: (sent, received)."""
-    def facts(self) -> list[tuple[Any, ...]]:
-        """What happened since the last call, in order; the first item of each names it."""
+    def facts(self, most: int) -> list[tuple[Any, ...]]:
+        """What happened next, in order, at most so many; none: nothing has. The first item of each names it."""
     def fail(self, number: int, reason: int, detail: str, close: bool) -> None: ...
     def plain(self, number: int, fd: int, cookie: int, ip: str, port: int, headers: Fields) -> None:
         """Takes `fd`. ValueError, and it is not taken."""

@@ -81,6 +81,7 @@ cdef struct Mail:
     # Batches on their way from one thread to another, under `lock`. The bell rings when the first one comes.
     pthread_mutex_t lock
     Buffer waiting
+    uint64_t takes           # atomic
     int bell                 # eventfd
 
 
@@ -114,4 +115,5 @@ cdef inline void mail_take(Mail *self, Buffer *into) noexcept nogil:
     taken = self.waiting
     self.waiting = into[0]
     into[0] = taken
+    atomic_set64(&self.takes, self.takes + 1, RELAXED)
     pthread_mutex_unlock(&self.lock)

@@ -38,6 +38,7 @@ from ztunnel.pump.pod import Pod
 
 _log = logging.getLogger(__name__)
 _THREADS = 4  # at most; a pod stays on one
+_FACTS = 512  # reported at once
 
 
 class PumpEngine:
@@ -66,7 +67,7 @@ class PumpEngine:
         self._own_refused: dict[Reason, int] = {}
         self._emptied = asyncio.Event()  # for drain: something ended
         self._draining = False
-        self._loop.add_reader(self._pump.fileno(), self._take_facts)
+        self._loop.add_reader(self._pump.fileno(), self._take_some_facts)
 
     @property
     def refused(self) -> Mapping[Reason, int]:
@@ -257,13 +258,18 @@ class PumpEngine:
     # Facts
 
     def _take_facts(self) -> None:
-        facts: list[Fact] = []
-        for kind, *fields in self._pump.facts():
-            fact = _READERS[kind](self, *fields)
-            if fact is not None:
-                facts.append(fact)
-        if not facts:
-            return
+        while self._take_some_facts():
+            pass
+
+    def _take_some_facts(self) -> bool:
+        """Not all at once: between them others have their turn. False: there were none."""
+        told = self._pump.facts(_FACTS)
+        facts = [fact for kind, *fields in told if (fact := _READERS[kind](self, *fields)) is not None]
+        if facts:
+            self._tell(facts)
+        return bool(told)
+
+    def _tell(self, facts: Sequence[Fact]) -> None:
         try:
             self._report(facts)
         except Exception:

@@ -34,6 +34,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.tunnels_per_peer = limits.tunnels_per_peer
     self.handshakes_per_pod = limits.handshakes_per_pod
     self.handshakes_per_peer = limits.handshakes_per_peer
+    self.untold_per_peer = limits.untold_per_peer
     self.ping_timeout = limits.ping_timeout
     self.streams_accepted = limits.streams_accepted
     self.streams_opened = limits.streams_opened
@@ -118,6 +119,8 @@ cdef class Pump:
     cdef Shared *shared
     cdef Loop **loops
     cdef Batch orders
+    cdef Buffer taken        # facts
+    cdef Cursor rest         # of them
     cdef dict meters         # id -> Meter *, as a number
     cdef int64_t home
     cdef uint64_t home_inode
@@ -178,6 +181,7 @@ cdef class Pump:
             close_(self.shared.facts.bell)
         buffer_free(&self.shared.facts.waiting)
         buffer_free(&self.orders.records)
+        buffer_free(&self.taken)
         pthread_mutex_destroy(&self.shared.facts.lock)
         free(self.shared)
 
@@ -213,19 +217,21 @@ cdef class Pump:
 
     # Facts
 
-    def facts(self):
-        cdef Buffer taken
-        cdef Cursor rest, record
+    def facts(self, int most):
+        cdef Cursor record
         cdef list facts = []
-        memset(&taken, 0, sizeof(taken))
-        mail_take(&self.shared.facts, &taken)
-        rest.at = buffer_start(&taken)
-        rest.end = rest.at + taken.length
-        try:
-            while cursor_record(&rest, &record):
-                facts.append(self._fact(&record))
-        finally:
-            buffer_free(&taken)
+        cdef uint64_t one = 1
+        if self.rest.at == self.rest.end:
+            mail_take(&self.shared.facts, &self.taken)
+            self.rest.at = buffer_start(&self.taken)
+            self.rest.end = self.rest.at + self.taken.length
+        while len(facts) < most and cursor_record(&self.rest, &record):
+            facts.append(self._fact(&record))
+        if self.rest.at != self.rest.end:
+            write_(self.shared.facts.bell, &one, sizeof(one))
+        else:
+            buffer_free(&self.taken)
+            self.rest.at = self.rest.end = NULL
         return facts
 
     cdef tuple _fact(self, Cursor *record):

@@ -19,6 +19,7 @@ class Limits:
     tunnels_per_peer: int = 256  # of them, from one peer address
     handshakes_per_pod: int = 128  # of them, not yet through TLS
     handshakes_per_peer: int = 32  # of those, from one peer address: silence of one keeps nobody else out
+    untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
 
     decision_timeout: float = 30.0  # between a fact and its order
     connect_timeout: float = 10.0

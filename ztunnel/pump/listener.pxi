@@ -11,7 +11,6 @@ cdef enum Door:
 
 cdef enum:
     BURST = 64               # connections accepted at once
-    MOST_FACTS = 64 << 20    # bytes of facts that Python has not taken: nobody is accepted until it has
 
 
 cdef struct Listener:
@@ -75,7 +74,7 @@ cdef void listener_accept(void *of) noexcept nogil:
     cdef Listener *self = <Listener *>of
     cdef Loop *loop = self.pod.loop
     cdef int fd, i
-    if loop.facts.records.length + loop.shared.facts.waiting.length > MOST_FACTS:
+    if loop_unheard(loop):
         timer_start(loop, &self.pause, PAUSE, listener_resume, self)
         return
     for i in range(BURST):
@@ -114,7 +113,7 @@ cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
     if self.door == TUNNEL4 or self.door == TUNNEL6:
         server_accept(pod, fd, &peer, &local)
         return
-    if pod_excess(pod, why, sizeof(why)):
+    if pod_excess(pod, why, sizeof(why)) or loop_excess(pod, &peer, why, sizeof(why)):
         close_(fd)  # RST: inherited from the listener
         count_refused(pod.loop, LIMIT, why)
         return

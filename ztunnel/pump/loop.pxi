@@ -20,6 +20,7 @@ cdef struct Limits:
     long tunnels_per_peer
     long handshakes_per_pod
     long handshakes_per_peer
+    long untold_per_peer
     double ping_timeout
     long streams_accepted
     long streams_opened
@@ -86,6 +87,7 @@ cdef struct Loop:
     Pod *pods
     Groups groups
     Peers peers
+    Allowances allowances
     uint8_t *cipher
     uint8_t *plain
     uint8_t *chunk
@@ -173,6 +175,24 @@ cdef void count_refused(Loop *self, int reason, const char *text) noexcept nogil
     self.logged_lines[reason] += 1
     if self.logged_lines[reason] <= LOG_LINES:
         fact_turned_away(self, reason, text)
+
+
+cdef bint loop_unheard(Loop *self) noexcept nogil:
+    """Python is far behind."""
+    return self.facts.records.length + self.shared.facts.waiting.length > MOST_FACTS
+
+
+cdef bint loop_excess(Pod *pod, const Address *peer, char *why, size_t size) noexcept nogil:
+    """Python cannot be told of one more connection of this peer; and why."""
+    cdef Loop *loop = pod.loop
+    cdef Allowance *allowance = allowance_of(&loop.allowances, pod.number, peer)
+    cdef uint64_t takes = atomic_get64(&loop.shared.facts.takes, RELAXED)
+    cdef char address[ADDRESS_TEXT]
+    if not loop_unheard(loop) and allowance_tell(allowance, takes, loop.shared.limits.untold_per_peer):
+        return False
+    address_text(peer, address)
+    snprintf(why, size, b"%s: %s asks faster than the agent decides", pod.name, address)
+    return True
 
 
 cdef void loop_timers(Loop *self) noexcept nogil:
@@ -296,7 +316,7 @@ cdef Loop *loop_new(Shared *shared, int64_t index, int orders_bell) except NULL:
     if self.epoll < 0:
         raise OSError(errno, "no epoll for the pump")
     self.home = netns_home(&self.home_inode)
-    if self.home < 0 or loop_watch(self, orders_bell, EPOLLIN, loop_orders, self) < 0:
+    if allowances_new(&self.allowances) != 0 or self.home < 0 or loop_watch(self, orders_bell, EPOLLIN, loop_orders, self) < 0:
         raise OSError(errno, "the pump's thread cannot be prepared")
     return self
 
@@ -314,6 +334,7 @@ cdef void loop_free(Loop *self) noexcept nogil:
     buffer_free(&self.facts.records)
     connections_free(&self.connections)
     groups_free(&self.groups)
+    free(self.allowances.table)
     free(self.watches)
     free(self.cipher)
     free(self.plain)

@@ -181,7 +181,7 @@ cdef void server_offered(
 ) noexcept nogil:
     cdef Connection *connection
     cdef char why[160]
-    if pod_excess(tunnel.pod, why, sizeof(why)):
+    if pod_excess(tunnel.pod, why, sizeof(why)) or loop_excess(tunnel.pod, &tunnel.address, why, sizeof(why)):
         count_refused(tunnel.loop, LIMIT, why)
         stream_refuse(stream, tunnel.loop.shared.status[<int>LIMIT])
         return

@@ -32,6 +32,9 @@ cdef extern from "sys/socket.h" nogil:
         size_t msg_iovlen
     ssize_t sendmsg(int, const msghdr *, int)
 
+cdef extern from "sys/random.h" nogil:
+    ssize_t getrandom(void *, size_t, unsigned int)
+
 cdef extern from "netinet/in.h" nogil:
     cdef struct in_addr:
         uint32_t s_addr
