@@ -1,10 +1,18 @@
-"""A skip hides what was not tested: with GOSSAMER_NO_SKIPS=1, as CI sets it, one skip fails the run."""
+"""A skip hides what was not tested: with GOSSAMER_NO_SKIPS=1, as CI sets it, one skip fails the run. What is started
+can be interrupted, however the run itself was."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell that starts a run in the background has it ignore SIGINT; all that the run starts would do so too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
