@@ -400,19 +400,10 @@ def _key(key: TunnelKey, source: bytes, expected: bytes) -> bytes:
 
 
 def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
-    def settings(server: bool) -> http2.Settings:
-        return http2.Settings(
-            initial_window_size=limits.stream_window,
-            max_frame_size=limits.frame,
-            max_header_list_size=limits.request_headers if server else limits.response_headers,
-            max_concurrent_streams=limits.streams_accepted if server else 0,
-            connection_window=limits.connection_window,
-        )
-
     return Pump(
         limits=limits,
-        server=settings(True),
-        client=settings(False),
+        server=limits.settings(server=True),
+        client=limits.settings(server=False),
         http=http2.Limits(
             max_outbound_buffer=limits.stream_buffer,
             resets=http2.Rate(burst=limits.resets, per_second=limits.resets_per_second),

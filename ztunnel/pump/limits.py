@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mesh import http2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -47,3 +49,13 @@ class Limits:
     connection_window: int = 16 << 20
     socket_backlog: int = 256 << 10  # not sent yet and with the kernel: more would wait before the next stream's turn
     stream_buffer: int = 256 << 10  # accepted for sending and not framed yet, per stream
+
+    def settings(self, *, server: bool) -> http2.Settings:
+        """What a session of that role tells its peer."""
+        return http2.Settings(
+            initial_window_size=self.stream_window,
+            max_frame_size=self.frame,
+            max_header_list_size=self.request_headers if server else self.response_headers,
+            max_concurrent_streams=self.streams_accepted if server else 0,
+            connection_window=self.connection_window,
+        )
