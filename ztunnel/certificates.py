@@ -92,6 +92,8 @@ class CertificateView:
     not_before: datetime | None = None
     not_after: datetime | None = None
     error: str = ""
+    chain: tuple[bytes, ...] = ()  # DER, the leaf first
+    roots: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,6 +219,8 @@ class Certificates:
             not_before=held.not_before,
             not_after=held.not_after,
             error=error,
+            chain=held.credentials.chain,
+            roots=held.credentials.roots,
         )
 
 

@@ -155,15 +155,6 @@ def map_entries(facts: MapFacts) -> int | None:
     return facts.entries if facts.type in _COUNTED else None
 
 
-def config_dump(view: AgentView, kernel: Description | OSError, version: str, now: datetime) -> Json:
-    """Everything that decides, in one answer: for a bug report."""
-    parts = (workloads(view), services(view), policies(view), certificates(view, now), {"bpf": bpf(view, kernel)})
-    dump: Json = {"status": status(view, kernel, version, now)}
-    for part in parts:
-        dump |= part
-    return dump
-
-
 def certificate_state(certificate: CertificateView, now: datetime) -> str:
     """What its keeper says, but `expired` where that has happened since."""
     if certificate.not_after is not None and certificate.not_after <= now:
@@ -264,7 +255,7 @@ def _connection(connection: Connection, counted: tuple[int, int] | None, now: da
         "source": _party(connection.source, connection.source_identity, connection.client),
         "destination": _party(connection.destination, connection.destination_identity, connection.asked),
         "service": connection.service.hostname if connection.service else None,
-        "protocol": "HBONE" if connection.hbone else "DIRECT" if connection.direct else "TCP",
+        "protocol": protocol(connection),
         "established": connection.established,  # the upstream has answered
         "upstream": str(connection.upstream) if connection.upstream else None,
         "hbone": str(connection.hbone) if connection.hbone else None,
@@ -274,6 +265,10 @@ def _connection(connection: Connection, counted: tuple[int, int] | None, now: da
         "bytes_received": received,
         "policy": connection.policy or None,
     }
+
+
+def protocol(connection: Connection) -> str:
+    return "HBONE" if connection.hbone else "DIRECT" if connection.direct else "TCP"
 
 
 def _party(workload: Workload | None, identity: object, address: SocketAddress) -> Json:

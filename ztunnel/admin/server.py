@@ -19,7 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from bpf.facts import Description
-from ztunnel.admin import report
+from ztunnel.admin import dump, report
 from ztunnel.admin.levels import Levels
 from ztunnel.admin.listener import listen, unix_listener
 from ztunnel.admin.view import AgentView
@@ -139,8 +139,8 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
     async def status() -> report.Json:
         return report.status(view, await kernel(), version, _now())
 
-    async def dump() -> report.Json:
-        return report.config_dump(view, await kernel(), version, _now())
+    async def everything() -> report.Json:
+        return dump.config_dump(view, await kernel(), version, _now())
 
     async def bpf() -> report.Json:
         return report.bpf(view, await kernel())
@@ -163,7 +163,7 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
         "/certificates": lambda: report.certificates(view, _now()),
         "/connections": lambda: report.connections(view, _now()),
         "/bpf": bpf,
-        "/config_dump": dump,
+        "/config_dump": everything,
         "/logging": endpoints.levels.read,
     }
     app = web.Application()

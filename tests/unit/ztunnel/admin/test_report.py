@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 
 from mesh.control import Redirection
@@ -161,10 +160,3 @@ def test_the_kernels_counters_say_what_they_mean() -> None:
     agent = SmallAgent(counters={Reason.AGENT_ABSENT: 2})
     shown = report.bpf(agent, agent.kernel())["counters"]
     assert shown == [{"reason": "AGENT_ABSENT", "count": 2, "meaning": Reason.AGENT_ABSENT.hint}]
-
-
-def test_a_dump_has_everything_and_is_json() -> None:
-    agent = SmallAgent(held=[certificate(PRODUCTPAGE.identity)])
-    dump = json.loads(report.encode(report.config_dump(agent, agent.kernel(), "1.2.3", LATER)))
-    assert set(dump) == {"status", "workloads", "services", "policies", "certificates", "bpf"}
-    assert [w["name"] for w in dump["workloads"]] == ["productpage-v1-0", "reviews-v2-0", "old-0"]
