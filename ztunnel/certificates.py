@@ -12,12 +12,12 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.control import CertificateReply, CertificateRequest
 from mesh.identity import SpiffeId
+from mesh.route import Rng
 from ztunnel.csr import Held, accept, signing_request
 from ztunnel.orders import Credentials
 
@@ -29,12 +29,6 @@ _BACKOFF_LIMIT = 150.0
 _JITTER = 0.2
 
 Fetch = Callable[[CertificateRequest], Awaitable[CertificateReply]]
-
-
-class Rng(Protocol):
-    """What is needed of random.Random."""
-
-    def random(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

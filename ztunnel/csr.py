@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,16 +13,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mesh.control import CertificateReply
 from mesh.identity import SpiffeId
+from mesh.route import Rng
 from ztunnel.orders import Credentials
 
 _JITTER = 0.2
 _CLOCK_SKEW = timedelta(minutes=5)
-
-
-class Rng(Protocol):
-    """What is needed of random.Random."""
-
-    def random(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import aiohttp
 
 from mesh.control import Ack, Hello, Nack, PodStatus, decode_update, encode
+from mesh.route import Rng
 from ztunnel.holdings import Holdings
 from ztunnel.journal import Journal, Reader
 from ztunnel.uplink import Refusal, Uplink
@@ -32,12 +32,6 @@ _TIDY_AGAIN = 10.0  # the disk may be full
 _OBEY_INTERVAL = 0.05
 _OBEY_FAILURES = 40  # in a row: two seconds without knowing what is permitted
 VERSION = "1"
-
-
-class Rng(Protocol):
-    """What is needed of random.Random."""
-
-    def random(self) -> float: ...
 
 
 class Gibberish(Exception):

@@ -124,6 +124,21 @@ def test_a_pod_that_is_dialled_before_it_is_enrolled(lab: Lab) -> None:
     assert not rogue.communicate()[0]
 
 
+def test_a_pod_that_is_made_while_no_agent_is_there_is_outside_the_mesh_until_one_is(lab: Lab) -> None:
+    """docs/architecture.md, "Before a pod is enrolled"."""
+    rogue = Intruder(lab, "rogue", "plain")
+    try:
+        with without_agent(lab):
+            text = pod("late", "mesh", "n1", SERVER, probed=PROBED, labels={"app": "server"})
+            lab.apply({"late.yaml": text}, wait=False)
+            dials = [Dial(to=ip) for ip in ips(lab, "late")]
+            until(lambda: set(rogue.dial(*dials).values()) == {WELCOME})
+        until(lambda: enrolled(lab, "late", "mesh"))
+        assert WELCOME not in rogue.dial(*dials).values()
+    finally:
+        lab.delete(keys("late"))
+
+
 def test_an_address_that_changed_hands_while_no_agent_was_there(lab: Lab) -> None:
     """As destination and as source; then the agent comes, and each is who it is."""
     lab.apply({"victim.yaml": pod("victim", "mesh", "n1", SERVER, probed=PROBED)})
