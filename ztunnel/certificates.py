@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mesh.control import CertificateReply, CertificateRequest
 from mesh.identity import SpiffeId
 from mesh.route import Rng
-from ztunnel.csr import Held, accept, signing_request
+from ztunnel.csr import CLOCK_SKEW, Held, accept, signing_request
 from ztunnel.orders import Credentials
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ def plan(
     later: list[datetime] = []
     for identity in sorted(set(wanted) - set(fetching)):
         have, failed = held.get(identity), failures.get(identity)
-        at = have.renew_at if have is not None else now
-        if failed is not None:
+        # A clock that was set back leaves certificates that are not valid yet, and retries years ahead.
+        at = have.renew_at if have is not None and have.not_before <= now + CLOCK_SKEW else now
+        if failed is not None and failed.retry_at <= now + timedelta(seconds=_BACKOFF_LIMIT):
             at = max(at, failed.retry_at)
         if at > now:
             later.append(at)

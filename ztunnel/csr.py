@@ -17,7 +17,7 @@ from mesh.route import Rng
 from ztunnel.orders import Credentials
 
 _JITTER = 0.2
-_CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def accept(
     leaf = chain[0]
     _check_leaf(leaf, identity, key, now)
     _check_chain(chain, roots, now)
-    life = leaf.not_valid_after_utc - max(leaf.not_valid_before_utc, now - _CLOCK_SKEW)
+    life = leaf.not_valid_after_utc - max(leaf.not_valid_before_utc, now - CLOCK_SKEW)
     renew_at = leaf.not_valid_after_utc - life / 2 * (1 + _JITTER * rng.random())
     credentials = Credentials(
         identity=identity,
@@ -113,7 +113,7 @@ def _issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
 
 
 def _check_time(certificate: x509.Certificate, now: datetime, what: str) -> None:
-    if not certificate.not_valid_before_utc - _CLOCK_SKEW <= now < certificate.not_valid_after_utc:
+    if not certificate.not_valid_before_utc - CLOCK_SKEW <= now < certificate.not_valid_after_utc:
         raise ValueError(
             f"the {what} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}, "
             f"now it is {now}; are both clocks right?"

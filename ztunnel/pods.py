@@ -26,10 +26,15 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
     netns: str
 
 
-def read(directory: Path, known: Mapping[str, PodRecord]) -> dict[str, PodRecord]:
+def read(
+    directory: Path, known: Mapping[str, PodRecord], faults: dict[Path, str] | None = None
+) -> dict[str, PodRecord]:
     """All records by instance; OSError if the directory cannot be read. Of a pod whose record cannot be understood the
-    one that is `known` stays: a slip of the writer does not un-enrol a pod."""
+    one that is `known` stays: a slip of the writer does not un-enrol a pod. It is logged, unless it is one of the
+    `faults`, which are changed to those of now."""
     found: dict[str, PodRecord] = {}
+    before, faults = dict(faults or {}), {} if faults is None else faults
+    faults.clear()
     for path in directory.iterdir():
         if path.suffix != ".json" or path.name.startswith("."):
             continue
@@ -39,7 +44,9 @@ def read(directory: Path, known: Mapping[str, PodRecord]) -> dict[str, PodRecord
         except FileNotFoundError:
             continue  # removed since the listing
         except (OSError, ValueError) as error:
-            log.warning("pod record %s: %s", path, error)
+            faults[path] = str(error)
+            if before.get(path) != str(error):
+                log.warning("pod record %s: %s", path, error)
             if instance in known:
                 found[instance] = known[instance]
     return found
@@ -61,10 +68,10 @@ def _parse(path: Path, instance: str) -> PodRecord:
 async def follow(directory: Path) -> AsyncIterator[dict[str, PodRecord]]:
     """The records now, and again after each change; never ends. While the directory cannot be read, nothing changes."""
     known: dict[str, PodRecord] | None = None
-    said = ""
+    said, faults = "", dict[Path, str]()
     async for _ in _looks(directory):
         try:
-            found = read(directory, known or {})
+            found = read(directory, known or {}, faults)
         except OSError as error:
             cause = error.strerror or str(error)
             if cause != said:  # once, not with every look

@@ -14,6 +14,8 @@ from ztunnel.admin.listener import is_listening
 log = logging.getLogger(__name__)
 
 ASIDE = "draining-"  # and the process id: the admin socket of an agent that was replaced
+_LONGEST = f"{ASIDE}4194304.sock"
+_SOCKET_BYTES = 107  # unix(7): sun_path, less its end
 
 
 def processes(cgroup: Path) -> list[int]:
@@ -26,6 +28,8 @@ def processes(cgroup: Path) -> list[int]:
 
 def prepare_run_directory(path: Path) -> None:
     """The agent's own directory, for nobody else; OSError names it and the cure."""
+    if (over := len(os.fsencode(path / _LONGEST)) - _SOCKET_BYTES) > 0:
+        raise OSError(f"--run {path} is {over} bytes too long for the sockets in it; name a shorter one")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

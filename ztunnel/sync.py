@@ -73,8 +73,10 @@ class Sync:
 
     def inherit(self, holdings: Holdings, *, synced: bool) -> None:
         """Begin with what a living agent has handed over; it writes no journal any more."""
-        if self.journal.restore() is None:
-            log.warning("%s is written anew: it cannot be read", self.journal.path)
+        found = self.journal.restore()
+        if found is None or found.hashes != holdings.hashes:  # what is added to another's state would make a third one
+            log.warning("%s is written anew: it is not what the agent before held", self.journal.path)
+            self.journal.close()
             self._changed.set()
         self.holdings, self.synced = holdings, synced
         self.apply(holdings)

@@ -26,6 +26,8 @@ from ztunnel.admin.view import AgentView
 from ztunnel.metrics.exposition import negotiate
 from ztunnel.metrics.scrape import Scrape
 
+_REST_SECONDS = 1.0  # at most, after an answer
+
 Make = Callable[[], report.Json | Awaitable[report.Json]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -145,10 +147,24 @@ def admin_app(endpoints: Endpoints, *, writable: bool) -> web.Application:
     async def bpf() -> report.Json:
         return report.bpf(view, await kernel())
 
+    turn = asyncio.Lock()
+
+    async def made(make: Make) -> report.Json:
+        answer = make()
+        return answer if isinstance(answer, dict) else await answer
+
+    async def in_turn(make: Make) -> report.Json:
+        """One after the other, at most half of the time: who may only read may not keep the loop from deciding."""
+        clock = asyncio.get_running_loop().time
+        async with turn:
+            began = clock()
+            answer = await made(make)
+            await asyncio.sleep(min(_REST_SECONDS, clock() - began))
+        return answer
+
     def answers(make: Make) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            made = make()
-            answer = made if isinstance(made, dict) else await made
+            answer = await (made(make) if writable else in_turn(make))
             # A large mesh encodes to megabytes: that part leaves the loop to the data path.
             body = await asyncio.to_thread(report.encode, {"node": view.node} | answer)
             return web.Response(body=body, content_type="application/json")

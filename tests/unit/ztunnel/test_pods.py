@@ -57,6 +57,17 @@ async def following(directory: Path) -> AsyncIterator[dict[str, PodRecord]]:
             yield found
 
 
+def test_a_fault_is_logged_once_until_it_is_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    faults: dict[Path, str] = {}
+    for text, lines in (("{", 1), ("{", 1), ("[]", 2), ("[]", 2)):
+        (tmp_path / "a.json").write_text(text)
+        assert not read(tmp_path, {}, faults)
+        assert len(caplog.records) == lines
+    (tmp_path / "a.json").unlink()
+    read(tmp_path, {}, faults)
+    assert not faults
+
+
 async def test_changes_are_followed(tmp_path: Path) -> None:
     write(tmp_path, record("a"))
     found = following(tmp_path)

@@ -47,6 +47,14 @@ def test_one_that_somebody_else_could_exchange_is_refused(tmp_path: Path) -> Non
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
 
 
+def test_one_whose_name_is_too_long_for_its_sockets_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / ("x" * (107 - len(bytes(tmp_path)) - len("//draining-4194304.sock")))
+    prepare_run_directory(run)
+    unix_listener(run / "draining-4194304.sock").close()
+    with pytest.raises(OSError, match="is 1 bytes too long for the sockets in it; name a shorter one"):
+        prepare_run_directory(Path(f"{run}x"))
+
+
 def test_one_agent_at_a_time_begins(tmp_path: Path) -> None:
     first = hold(tmp_path)
     child = (

@@ -32,7 +32,7 @@ from mesh.control import (
 )
 from mesh.model import Workload
 from ztunnel.holdings import Holdings
-from ztunnel.journal import Journal
+from ztunnel.journal import Journal, Reader
 from ztunnel.sync import Sync, backoff
 from ztunnel.uplink import Refusal, Uplink
 
@@ -357,3 +357,16 @@ async def test_after_a_hand_over_the_old_agent_obeys_what_the_new_one_is_told(
     (tmp_path / "snapshot.jsonl").unlink()
     await asyncio.wait_for(lost.wait(), TIMEOUT)
     await obeying
+
+
+async def test_a_copy_that_is_not_what_was_handed_over_is_written_anew(controller: Controller, tmp_path: Path) -> None:
+    held, _ = Holdings().after(update(1, A))
+    path = tmp_path / "snapshot.jsonl"
+    Journal(path=path).add(encode(update(1, B)), to=Holdings())
+    async with node(controller, tmp_path) as new:
+        new.sync.inherit(held, synced=True)
+        await asyncio.wait_for(controller.streams.get(), TIMEOUT)
+        async with asyncio.timeout(TIMEOUT):
+            reader = Reader(path=path)
+            while not (reader.read() and reader.holdings.hashes == held.hashes):  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)

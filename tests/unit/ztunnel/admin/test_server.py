@@ -7,6 +7,8 @@ import gzip
 import logging
 import socket
 import stat
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mesh.reason import Reason
 from tests.unit.ztunnel.served import Served, served
 from tests.unit.ztunnel.small_agent import PRODUCTPAGE, SmallAgent, certificate, maps, outbound
+from ztunnel.admin import server
 from ztunnel.metrics.exposition import OPENMETRICS, PROMETHEUS
 
 
@@ -62,6 +65,24 @@ async def test_the_index_lists_what_answers(tmp_path: Path) -> None:
                     assert (await response.json())["node"] == "node1"
         assert "/quitquitquit" in listed
         assert b"quitquitquit" not in (await over_tcp(at, "admin", "/"))[1]
+
+
+async def test_who_asks_for_much_leaves_half_of_the_time_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[tuple[float, float]] = []
+
+    def slow(*_: object) -> dict[str, object]:
+        began = time.monotonic()
+        time.sleep(0.05)
+        spent.append((began, time.monotonic()))
+        return {}
+
+    monkeypatch.setattr(server.dump, "config_dump", slow)
+    async with served(tmp_path) as at:
+        await asyncio.gather(*(over_tcp(at, "admin", "/config_dump") for _ in range(6)))
+    for (began, ended), (next_, _) in pairwise(sorted(spent)):
+        assert next_ - ended >= 0.9 * (ended - began)
 
 
 async def test_over_tcp_nothing_can_be_changed(tmp_path: Path) -> None:
