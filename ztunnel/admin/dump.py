@@ -48,6 +48,7 @@ def config_dump(view: AgentView, kernel: Description | OSError, version: str, no
         "policies": [_policy(p) for p in sorted(snapshot.policies.values(), key=lambda p: p.namespaced_name)],
         "certificates": [_certificate(c) for c in sorted(view.certificates(), key=lambda c: str(c.identity))],
         "workloadState": _states(view),
+        "config": {"localNode": view.node, "xdsAddress": view.controller.address},
         "version": {"version": version},
         "status": report.status(view, kernel, version, now),
         "bpf": report.bpf(view, kernel),

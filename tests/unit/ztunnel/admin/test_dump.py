@@ -158,7 +158,9 @@ class Read(Camel):
 
 def read(agent: SmallAgent) -> Read:
     text = report.encode(dump.config_dump(agent, agent.kernel(), "1.2.3", START + timedelta(seconds=42)))
-    assert {"status", "bpf", "version"} <= json.loads(text).keys()
+    dumped = json.loads(text)
+    assert {"status", "bpf", "version"} <= dumped.keys()
+    assert dumped["config"]["localNode"] == "node1"
     return msgspec.json.decode(text, type=Read)
 
 
