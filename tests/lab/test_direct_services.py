@@ -222,7 +222,8 @@ def test_endpoints_come_and_go_and_no_connection_fails(lab: Lab, family: int) ->
 
 
 def test_a_pod_that_ends_is_drawn_no_more_and_a_new_one_is(lab: Lab) -> None:
-    text = pod("near3", "mesh", "n1", SERVER % "near3", labels={"app": "web", "name": "near3"})
+    labels = {"app": "web", "name": "near3"}
+    text = pod("near3", "mesh", "n1", SERVER % "near3", labels=labels, terminationGracePeriodSeconds=30)
     with dialling(lab, vips(lab)[0]) as end:
         lab.apply({"near3.yaml": text})
         until(lambda: "near3" in dial(lab, vips(lab)[0], 30)[0])
