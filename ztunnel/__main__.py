@@ -85,7 +85,7 @@ def _ready_to_serve(config: Config) -> int:
 
 
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
-    engine = partial(PumpEngine, accelerated=bool(config.acceleration & ~ACCELERATE_PODS))
+    engine = partial(PumpEngine, threads=config.threads, accelerated=bool(config.acceleration & ~ACCELERATE_PODS))
     agent = Agent(config, kernel, engine, version=_version(), inherited=inherited, begun=begun)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from mesh.model import canonical_ip
 
 _DRAIN_SECONDS = 5.0
+_MOST_THREADS = 64
 # What the kernel hands from socket to socket between application and agent: `accelerate` of bpf.Kernel.open. Towards
 # the application is no choice.
 ACCELERATE = {"none": 0, "to-agent": 1}
@@ -35,6 +37,7 @@ class Config:
     token: Path
     log_level: str = "info"
     drain_seconds: float = _DRAIN_SECONDS
+    threads: int = 1
     accelerate: str = "none"
     direct: str = "on"
     direct_acceleration: str = "on"
@@ -74,6 +77,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     add("--root", required=True, type=Path, help="PEM file of the controller's root certificate")
     add("--token", required=True, type=Path, help="file with this node's bootstrap token")
     add("--log-level", default="info", choices=LEVELS, help="default: %(default)s")
+    add(
+        "--threads",
+        type=_threads,
+        default=default_threads(len(os.sched_getaffinity(0))),
+        metavar="N",
+        help="threads that carry the bytes of tunnels; a busy pod uses several (default: one per core that the agent "
+        "may use, at most 4: %(default)s here)",
+    )
     add(
         "--accelerate",
         default="none",
@@ -119,6 +130,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     return Config(**settings, drain_seconds=default if drain is None else drain)
 
 
+def default_threads(cores: int) -> int:
+    """For so many cores: the applications need some too, and each pod's tunnels are as many as its threads."""
+    return max(1, min(4, cores))
+
+
 def drain_seconds(environment: Mapping[str, str]) -> float:
     """How long open connections may go on after SIGTERM (istio-facts §1.10): CONNECTION_TERMINATION_DEADLINE, else
     TERMINATION_GRACE_PERIOD_SECONDS minus 5 (minus 1 if it is 10 or less), else 5. ValueError names the variable."""
@@ -149,6 +165,12 @@ def _drain(text: str) -> float:
     if not 0 <= seconds <= 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to a day")
     return seconds
+
+
+def _threads(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads from 1 to {_MOST_THREADS}")
+    return int(text)
 
 
 def _ip(text: str) -> str:

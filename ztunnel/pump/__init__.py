@@ -20,6 +20,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       stream      an end that is a stream of a tunnel
       tunnel      one connection of TLS and HTTP/2 in either role
       server      accepted tunnels: limits, verification, requests
+      spread      which thread serves what of a pod
       pool        client tunnels shared by equal keys
       listener    accept loops
       pod, connection
@@ -27,7 +28,8 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       facts, orders    what crosses
       face        the class Pump that Python sees
 
-Ownership stands at each struct. A pod is served by one thread, so nothing of a connection is shared.
+Ownership stands at each struct. A connection, a tunnel and its streams are of one thread at a time, so nothing of them
+is shared; a pod may be served by several.
 """
 
 from ztunnel.pump.engine import PumpEngine

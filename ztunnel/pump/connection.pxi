@@ -89,11 +89,24 @@ cdef Connection *connection_new(Pod *pod) noexcept nogil:
     if pod.first != NULL:
         pod.first.previous = self
     pod.first = self
-    pod.connections += 1
+    atomic_add(&pod.share.connections, 1, RELAXED)
     atomic_add(&loop.shared.connections, 1, RELAXED)
     self.step.run, self.step.owner = connection_step, self
     timer_start(loop, &self.timer, DECISION, connection_undecided, self)
     return self
+
+
+cdef void connection_accept(
+    Pod *pod, int fd, bint captured, const Address *peer, const Address *local
+) noexcept nogil:
+    """Takes `fd`."""
+    cdef Socket *socket = socket_new(pod.loop, fd, b"downstream")
+    cdef Connection *self
+    if socket == NULL:
+        return
+    self = connection_new(pod)
+    connection_take_socket(self, &self.down, socket)
+    fact_accepted(self, captured, peer, local)
 
 
 cdef void connection_dispose(void *of) noexcept nogil:
@@ -116,7 +129,7 @@ cdef void connection_unlink(Connection *self) noexcept nogil:
         self.pod.first = self.following
     if self.following != NULL:
         self.following.previous = self.previous
-    self.pod.connections -= 1
+    atomic_add(&self.pod.share.connections, -1, RELAXED)
     atomic_add(&self.loop.shared.connections, -1, RELAXED)
 
 

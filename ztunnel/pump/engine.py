@@ -37,7 +37,6 @@ from ztunnel.pump.listeners import adopt, close_all, listen
 from ztunnel.pump.pod import Pod
 
 _log = logging.getLogger(__name__)
-_THREADS = 4  # at most; a pod stays on one
 _FACTS = 512  # reported at once
 
 
@@ -50,14 +49,14 @@ class PumpEngine:
         report: Callable[[Sequence[Fact]], None],
         *,
         limits: Limits | None = None,
-        threads: int | None = None,
+        threads: int = 1,
         accelerated: bool = False,
     ) -> None:
         """`accelerated`: the kernel may hand bytes between applications and us from socket to socket."""
         self._loop = asyncio.get_running_loop()
         self._limits = limits or Limits()
         self._steering, self._report = steering, report
-        self._pump = _pump(self._limits, threads or max(1, min(_THREADS, os.cpu_count() or 1)), accelerated)
+        self._pump = _pump(self._limits, threads, accelerated)
         self._pods: dict[str, Pod] = {}
         self._numbered: dict[int, Pod] = {}  # gone ones too, until the thread has said so
         self._last_pod = 0

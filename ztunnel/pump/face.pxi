@@ -135,7 +135,7 @@ cdef class Pump:
         self.shared.accelerated = accelerated
         pthread_mutex_init(&self.shared.facts.lock, NULL)
         self.shared.facts.bell = -1
-        self.loops = <Loop **>make(threads * sizeof(Loop *))
+        self.loops = self.shared.loops = <Loop **>make(threads * sizeof(Loop *))
         fill_limits(&self.shared.limits, limits, server, client, http)
         for reason, status in statuses.items():
             self.shared.status[<int>reason] = status
@@ -360,40 +360,60 @@ cdef class Pump:
     def pod(self, uint64_t number, uint64_t life, str name, str trust_domain, int netns, listeners):
         """Takes the descriptors; of a pod that is known, the earlier ones are closed."""
         cdef Batch *orders = &self.orders
-        batch_begin(orders, ORDER_POD)
-        batch_number(orders, number)
-        batch_number(orders, life)
-        put_bytes(orders, name.encode())
-        put_bytes(orders, trust_domain.encode())
-        batch_number(orders, netns)
-        for fd in listeners:
-            batch_number(orders, <uint64_t><int64_t>(-1 if fd is None else fd))
-        self._send(self._loop(number))
-        self._wait(self._loop(number))
+        cdef bytes called = name.encode(), trusting = trust_domain.encode()
+        cdef Loop *home = self._loop(number)
+        cdef int64_t i
+        cdef Common *common = common_new(
+            self.shared.threads, number, life, copy_text(called, len(called)), copy_text(trusting, len(trusting)), netns)
+        for i in range(self.shared.threads):
+            batch_begin(orders, ORDER_POD)
+            batch_number(orders, <uint64_t>common)
+            for fd in listeners:
+                batch_number(orders, <uint64_t><int64_t>(-1 if fd is None or self.loops[i] != home else fd))
+            self._send(self.loops[i])
+        for i in range(self.shared.threads):
+            self._wait(self.loops[i])
 
-    cdef void _of_pod(self, Order kind, uint64_t number, uint64_t value) noexcept:
+    cdef void _of_pod(self, Loop *loop, Order kind, uint64_t number, uint64_t value) noexcept:
         batch_begin(&self.orders, kind)
         batch_number(&self.orders, number)
         batch_number(&self.orders, value)
-        self._send(self._loop(number))
+        self._send(loop)
+
+    cdef void _everywhere(self, Order kind, uint64_t number, uint64_t value) noexcept:
+        """Done when it returns. At home first: once that has ended something, it hands over nothing more of it."""
+        cdef Loop *home = self._loop(number)
+        cdef int64_t i
+        self._of_pod(home, kind, number, value)
+        self._wait(home)
+        for i in range(self.shared.threads):
+            if self.loops[i] != home:
+                self._of_pod(self.loops[i], kind, number, value)
+        for i in range(self.shared.threads):
+            if self.loops[i] != home:
+                self._wait(self.loops[i])
 
     def start(self, uint64_t number):
-        self._of_pod(ORDER_START, number, 0)
+        self._of_pod(self._loop(number), ORDER_START, number, 0)
 
     def credentials(self, uint64_t number, credentials):
         """ValueError: not usable."""
-        self._of_pod(ORDER_CREDENTIALS, number, <uint64_t>contexts_new(credentials))
+        cdef Contexts *contexts = contexts_new(credentials)
+        cdef int64_t i
+        contexts.holders = self.shared.threads
+        for i in range(self.shared.threads):
+            self._of_pod(self.loops[i], ORDER_CREDENTIALS, number, <uint64_t>contexts)
 
     def unlisten(self, uint64_t number):
-        self._of_pod(ORDER_UNLISTEN, number, 0)
-        self._wait(self._loop(number))
+        self._everywhere(ORDER_UNLISTEN, number, 0)
 
     def retire(self, uint64_t number):
-        self._of_pod(ORDER_RETIRE, number, 0)
+        cdef int64_t i
+        for i in range(self.shared.threads):
+            self._of_pod(self.loops[i], ORDER_RETIRE, number, 0)
 
     def drop(self, uint64_t number, int reason):
-        self._of_pod(ORDER_DROP, number, reason)
-        self._wait(self._loop(number))
+        self._everywhere(ORDER_DROP, number, reason)
 
     # All
 
@@ -432,6 +452,11 @@ cdef class Pump:
     cdef void _stop(self) noexcept:
         cdef int64_t i
         cdef Loop *loop
+        for i in range(self.shared.threads):  # before the first one stops: they hand over nothing any more
+            if self.loops[i] != NULL and self.loops[i].running:
+                batch_begin(&self.orders, ORDER_CLEAR)
+                self._send(self.loops[i])
+                self._wait(self.loops[i])
         for i in range(self.shared.threads):
             loop = self.loops[i]
             if loop == NULL or not loop.running:

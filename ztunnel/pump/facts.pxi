@@ -71,11 +71,11 @@ cdef void fact_deaf(Pod *pod) noexcept nogil:
     fact_number(pod.loop, FACT_DEAF, pod.number)
 
 
-cdef void fact_pod_gone(Pod *pod) noexcept nogil:
-    batch_begin(&pod.loop.facts, FACT_POD_GONE)
-    batch_number(&pod.loop.facts, pod.number)
-    batch_number(&pod.loop.facts, pod.life)
-    batch_end(&pod.loop.facts)
+cdef void fact_pod_gone(Loop *loop, const Common *pod) noexcept nogil:
+    batch_begin(&loop.facts, FACT_POD_GONE)
+    batch_number(&loop.facts, pod.number)
+    batch_number(&loop.facts, pod.life)
+    batch_end(&loop.facts)
 
 
 cdef void fact_withdraw(Loop *loop, uint64_t cookie) noexcept nogil:

@@ -100,8 +100,8 @@ cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
     cdef Pod *pod = self.pod
     cdef Address peer, local
     cdef socklen_t size = sizeof(Address)
-    cdef Connection *connection
-    cdef Socket *socket
+    cdef bint captured = self.door == OUTBOUND4 or self.door == OUTBOUND6
+    cdef Loop *to
     cdef char why[160]
     if getpeername(fd, &peer.any, &size) != 0:
         close_(fd)
@@ -117,9 +117,8 @@ cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
         close_(fd)  # RST: inherited from the listener
         count_refused(pod.loop, LIMIT, why)
         return
-    socket = socket_new(pod.loop, fd, b"downstream")
-    if socket == NULL:
-        return
-    connection = connection_new(pod)
-    connection_take_socket(connection, &connection.down, socket)
-    fact_accepted(connection, self.door == OUTBOUND4 or self.door == OUTBOUND6, &peer, &local)
+    to = spread_connection(pod)
+    if to == pod.loop:
+        connection_accept(pod, fd, captured, &peer, &local)
+    else:
+        spread_send(pod, to, fd, captured, &peer, &local)

@@ -47,6 +47,7 @@ cdef struct Shared:
     long tunnels
     int64_t threads
     bint accelerated         # sockets of applications may be in a sockhash
+    Loop **loops             # all `threads` of them
     Mail facts
 
 
@@ -82,6 +83,8 @@ cdef struct Loop:
     bint urgent              # somebody waits for what one of them will be answered with
     Timer report
     Buffer taken             # orders being carried out
+    Batch posts              # an order to another thread, being written
+    Load load
     uint64_t serial          # of the last connection
     Connections connections
     Pod *pods
@@ -245,6 +248,11 @@ cdef void loop_orders(void *of, uint32_t events) noexcept nogil:
     pthread_mutex_unlock(&self.lock)
 
 
+cdef void loop_post(Loop *self, Loop *to) noexcept nogil:
+    batch_end(&self.posts)
+    mail_send(&to.orders, &self.posts)
+
+
 cdef void loop_report_now(void *of) noexcept nogil:
     cdef Loop *self = <Loop *>of
     self.urgent = False
@@ -287,6 +295,7 @@ cdef void *loop_run(void *of) noexcept nogil:
     while not self.stopped:
         count = epoll_wait(self.epoll, events, EVENTS, loop_patience(self))
         self.now = clock_now()
+        load_measure(&self.load, self.now)
         if count < 0:
             if errno != EINTR:
                 die(b"epoll_wait failed")
@@ -332,8 +341,10 @@ cdef void loop_free(Loop *self) noexcept nogil:
     buffer_free(&self.orders.waiting)
     buffer_free(&self.taken)
     buffer_free(&self.facts.records)
+    buffer_free(&self.posts.records)
     connections_free(&self.connections)
     groups_free(&self.groups)
+    peers_free(&self.peers)
     free(self.allowances.table)
     free(self.watches)
     free(self.cipher)

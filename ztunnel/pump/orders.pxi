@@ -4,7 +4,7 @@ cdef enum Order:
     ORDER_FAIL               # id, reason, detail, is it a Close?
     ORDER_PLAIN              # id, descriptor, socket cookie, address, headers of the 200
     ORDER_TUNNEL             # id, then as connection_tunnel reads it
-    ORDER_POD                # pod, life, name, trust domain, netns, six listeners
+    ORDER_POD                # Common, six listeners
     ORDER_START              # pod
     ORDER_CREDENTIALS        # pod, Contexts
     ORDER_UNLISTEN           # pod
@@ -12,7 +12,12 @@ cdef enum Order:
     ORDER_RETIRE             # pod: open connections go on, tunnels are given no new ones
     ORDER_PAUSE              # of all pods' listeners
     ORDER_CENSUS             # Census
+    ORDER_CLEAR              # drop all pods
     ORDER_STOP
+    # Of one thread to another
+    ORDER_SERVE              # pod, descriptor, captured?, peer, local: a connection that was accepted
+    ORDER_ADOPT              # pod, Tunnel: one that was accepted and verified
+    ORDER_FORGET             # Peer: one of its tunnels is closed
 
 
 cdef void read_address(Cursor *record, Address *into) noexcept nogil:
@@ -35,8 +40,16 @@ cdef void carry_out(Loop *loop, Cursor *record) noexcept nogil:
         census_take(loop, <Census *>cursor_number(record))
     elif kind == ORDER_PAUSE:
         order_pause(loop)
+    elif kind == ORDER_CLEAR:
+        order_clear(loop)
     elif kind == ORDER_STOP:
         order_stop(loop)
+    elif kind == ORDER_SERVE:
+        spread_serve(loop, record)
+    elif kind == ORDER_ADOPT:
+        spread_adopt(loop, record)
+    elif kind == ORDER_FORGET:
+        peer_closed(loop, <Peer *>cursor_number(record))
     else:
         order_of_pod(loop, kind, pod_find(loop, cursor_number(record)), record)
 
@@ -80,21 +93,13 @@ cdef void order_tunnel(Loop *loop, Cursor *record) noexcept nogil:
 
 cdef void order_pod(Loop *loop, Cursor *record) noexcept nogil:
     """A new one, or one whose connections of before are open still."""
-    cdef uint64_t number = cursor_number(record)
-    cdef uint64_t life = cursor_number(record)
-    cdef char *name = cursor_text(record)
-    cdef Pod *pod = pod_find(loop, number)
+    cdef Common *common = <Common *>cursor_number(record)
+    cdef Pod *pod = pod_find(loop, common.number)
     cdef int door
     if pod == NULL:
-        pod = pod_new(loop, number, name)
-    else:
-        free(name)
-        free(pod.trust_domain)
-        close_(pod.netns)
-        pod_close_listeners(pod)
-    pod.life = life
-    pod.trust_domain = cursor_text(record)
-    pod.netns = <int>cursor_number(record)
+        pod = pod_new(loop, common.number)
+    pod_close_listeners(pod)
+    pod_live(pod, common)
     for door in range(DOORS):
         pod.listeners[door].fd = <int>cursor_number(record)
 
@@ -105,9 +110,9 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
     if kind == ORDER_CREDENTIALS:
         contexts = <Contexts *>cursor_number(record)
         if pod == NULL:
-            contexts_free(contexts)
+            contexts_release(contexts)
             return
-        contexts_free(pod.contexts)
+        contexts_release(pod.contexts)
         pod.contexts = contexts
         groups_of(pod, False, OK, b"")
     elif pod == NULL:
@@ -134,10 +139,13 @@ cdef void order_pause(Loop *loop) noexcept nogil:
         pod = pod.chained
 
 
-cdef void order_stop(Loop *loop) noexcept nogil:
-    """Everything ends; what still says its last words has said them."""
+cdef void order_clear(Loop *loop) noexcept nogil:
     while loop.pods != NULL:
         pod_drop(loop.pods, DRAINED, b"")
+
+
+cdef void order_stop(Loop *loop) noexcept nogil:
+    """The end; what still says its last words has said them."""
     while loop.timers[<int>LINGER].first != NULL:
         socket_close(<Socket *>loop.timers[<int>LINGER].first.owner)
     loop.stopped = True

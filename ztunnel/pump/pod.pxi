@@ -1,21 +1,41 @@
-# What is kept per pod.
+# What is kept per pod: by each thread for itself, and what they have in common.
 
 
-cdef struct Pod:
-    # Owned by its loop; freed when it has neither listeners nor connections nor accepted tunnels, or was dropped.
-    Loop *loop
-    Pod *chained
+cdef struct Share:
+    # What one thread serves of a pod. It alone writes here, all may read.
+    long connections         # atomic
+    long tunnels             # atomic; accepted
+
+
+cdef struct Common:
+    # A pod during one of its lives, as all threads know it. Made by Python, and given to each with an order; freed, and
+    # Python told, by the last one to let go.
+    long holders             # atomic
     uint64_t number
     uint64_t life            # as Python counts its enrolments: which one is over
     char *name
     char *trust_domain
     int netns                # owned
-    Contexts *contexts       # owned; NULL until there are some
+    int64_t threads
+    Share *shares            # of the threads, by index
+
+
+cdef struct Pod:
+    # Of one thread, and owned by it; freed when it is not listening and has neither connections nor accepted tunnels
+    # here, or was dropped. Listeners are its home's only (spread.pxi).
+    Loop *loop
+    Pod *chained
+    uint64_t number
+    Common *common           # held
+    Share *share             # of this thread, in there
+    const char *name         # these three too
+    const char *trust_domain
+    int netns
+    Contexts *contexts       # held; NULL until there are some
+    bint listening
     Listener listeners[6]
-    long connections
     Connection *first
     Tunnel *tunnels          # accepted
-    long tunnel_count
     Tunnel *oldest           # of those in their handshake
     Tunnel *youngest
     long handshakes
@@ -30,12 +50,51 @@ cdef Pod *pod_find(Loop *loop, uint64_t number) noexcept nogil:
     return pod
 
 
-cdef Pod *pod_new(Loop *loop, uint64_t number, char *name) noexcept nogil:
-    """Takes `name`."""
+cdef Common *common_new(
+    int64_t threads, uint64_t number, uint64_t life, char *name, char *trust_domain, int netns
+) noexcept nogil:
+    """For so many holders. Takes what it is given."""
+    cdef Common *self = <Common *>make(sizeof(Common))
+    self.holders = self.threads = threads
+    self.number, self.life = number, life
+    self.name, self.trust_domain, self.netns = name, trust_domain, netns
+    self.shares = <Share *>make(threads * sizeof(Share))
+    return self
+
+
+cdef void common_release(Loop *loop, Common *self) noexcept nogil:
+    if atomic_get(&self.holders, RELAXED) > 1:
+        loop_report_now(loop)  # what this thread has to say of the pod comes before another says that it is gone
+    if atomic_add(&self.holders, -1, ACQ_REL):
+        return
+    fact_pod_gone(loop, self)
+    close_(self.netns)
+    free(self.name)
+    free(self.trust_domain)
+    free(self.shares)
+    free(self)
+
+
+cdef long common_connections(const Common *self) noexcept nogil:
+    cdef long total = 0
+    cdef int64_t i
+    for i in range(self.threads):
+        total += atomic_get(&self.shares[i].connections, RELAXED)
+    return total
+
+
+cdef long common_tunnels(const Common *self) noexcept nogil:
+    cdef long total = 0
+    cdef int64_t i
+    for i in range(self.threads):
+        total += atomic_get(&self.shares[i].tunnels, RELAXED)
+    return total
+
+
+cdef Pod *pod_new(Loop *loop, uint64_t number) noexcept nogil:
     cdef Pod *self = <Pod *>make(sizeof(Pod))
     cdef int door
-    self.loop, self.number, self.name = loop, number, name
-    self.netns = -1
+    self.loop, self.number = loop, number
     for door in range(DOORS):
         self.listeners[door].pod = self
         self.listeners[door].door = door
@@ -45,24 +104,27 @@ cdef Pod *pod_new(Loop *loop, uint64_t number, char *name) noexcept nogil:
     return self
 
 
+cdef void pod_live(Pod *self, Common *common) noexcept nogil:
+    """A new life begins; takes `common`."""
+    cdef Common *before = self.common
+    cdef Share *share = &common.shares[self.loop.index]
+    if before != NULL:
+        share[0] = self.share[0]
+    self.common, self.share, self.listening = common, share, True
+    self.name, self.trust_domain, self.netns = common.name, common.trust_domain, common.netns
+    if before != NULL:
+        common_release(self.loop, before)
+
+
 cdef void pod_dispose(void *of) noexcept nogil:
     cdef Pod *self = <Pod *>of
-    contexts_free(self.contexts)
-    free(self.name)
-    free(self.trust_domain)
+    contexts_release(self.contexts)
     free(self)
-
-
-cdef bint pod_listens(const Pod *self) noexcept nogil:
-    cdef int door
-    for door in range(DOORS):
-        if self.listeners[door].fd >= 0:
-            return True
-    return False
 
 
 cdef void pod_close_listeners(Pod *self) noexcept nogil:
     cdef int door
+    self.listening = False
     for door in range(DOORS):
         listener_close(&self.listeners[door])
 
@@ -71,14 +133,14 @@ cdef bint pod_excess(Pod *self, char *why, size_t size) noexcept nogil:
     """A pod may have no more connections than the agent has left: however many pods are greedy, there is room for one
     that is not."""
     cdef Limits *limits = &self.loop.shared.limits
+    cdef long held = common_connections(self.common)
     cdef long left
-    if self.connections >= limits.connections_per_pod:
+    if held >= limits.connections_per_pod:
         snprintf(why, size, b"%s has %ld connections already", self.name, limits.connections_per_pod)
         return True
     left = limits.connections - atomic_get(&self.loop.shared.connections, RELAXED)
-    if self.connections >= left:
-        snprintf(why, size, b"%s has %ld connections, all pods together may have %ld more", self.name,
-                 self.connections, left)
+    if held >= left:
+        snprintf(why, size, b"%s has %ld connections, all pods together may have %ld more", self.name, held, left)
         return True
     return False
 
@@ -98,7 +160,7 @@ cdef void pod_drop_tunnels(Pod *self, int reason, const char *detail) noexcept n
 
 
 cdef void pod_discard_if_unused(Pod *self) noexcept nogil:
-    if not self.gone and self.connections == 0 and self.tunnels == NULL and not pod_listens(self):
+    if not self.gone and not self.listening and self.first == NULL and self.tunnels == NULL:
         pod_drop(self, POD_GONE, b"")
 
 
@@ -116,6 +178,6 @@ cdef void pod_drop(Pod *self, int reason, const char *detail) noexcept nogil:
         connection_fail(self.first, reason, detail)
     groups_of(self, True, reason, detail)
     pod_drop_tunnels(self, reason, detail)
-    close_(self.netns)
-    fact_pod_gone(self)
+    common_release(self.loop, self.common)
+    self.common, self.share, self.name, self.trust_domain, self.netns = NULL, NULL, b"a pod that is gone", b"", -1
     bury(self.loop, &self.corpse, pod_dispose, self)

@@ -5,8 +5,9 @@ cdef enum:
 
 
 cdef struct Peer:
-    # An address that has tunnels with a pod; freed with the last of them. Those that still say their last words
-    # count too.
+    # An address that has tunnels with a pod, of the pod's home, whichever threads serve them; freed with the last.
+    # Those that still say their last words count too.
+    Loop *home
     Peer *chained
     uint64_t pod
     Address address
@@ -36,7 +37,7 @@ cdef Peer *peer_of(Loop *loop, uint64_t pod, const Address *address) noexcept no
         found = found.chained
     if found == NULL:
         found = <Peer *>make(sizeof(Peer))
-        found.pod, found.address = pod, address[0]
+        found.home, found.pod, found.address = loop, pod, address[0]
         found.chained = chain[0]
         chain[0] = found
     return found
@@ -53,7 +54,22 @@ cdef void peer_discard_if_unused(Loop *loop, Peer *self) noexcept nogil:
     free(self)
 
 
+cdef void peers_free(Peers *self) noexcept nogil:
+    cdef int i
+    cdef Peer *peer
+    for i in range(PEER_CHAINS):
+        while self.chains[i] != NULL:
+            peer = self.chains[i]
+            self.chains[i] = peer.chained
+            free(peer)
+
+
 cdef void peer_closed(Loop *loop, Peer *self) noexcept nogil:
+    if loop != self.home:
+        batch_begin(&loop.posts, ORDER_FORGET)
+        batch_number(&loop.posts, <uint64_t>self)
+        loop_post(loop, self.home)
+        return
     self.open_ -= 1
     peer_discard_if_unused(loop, self)
 
@@ -73,7 +89,7 @@ cdef bint server_excess(Pod *pod, const Peer *peer, char *why, size_t size) noex
     cdef Limits *limits = &pod.loop.shared.limits
     cdef Tunnel *tunnel
     cdef Peer *worst = NULL
-    if pod.tunnel_count >= limits.tunnels_per_pod:  # not the last words of strangers: they would keep members out
+    if common_tunnels(pod.common) >= limits.tunnels_per_pod:  # not the last words of strangers: they would keep members out
         snprintf(why, size, b"the pod has %ld already", limits.tunnels_per_pod)
     elif peer.open_ >= limits.tunnels_per_peer:
         snprintf(why, size, b"the peer has %ld already", limits.tunnels_per_peer)
@@ -123,11 +139,7 @@ cdef void server_accept(Pod *pod, int fd, const Address *from_, const Address *l
     if tunnel == NULL:
         return
     tunnel.local = local[0]
-    tunnel.following = pod.tunnels
-    if pod.tunnels != NULL:
-        pod.tunnels.previous = tunnel
-    pod.tunnels = tunnel
-    pod.tunnel_count += 1
+    server_link(tunnel)
     tunnel.handshaking = True
     peer.handshaking += 1
     tunnel.older = pod.youngest
@@ -137,6 +149,26 @@ cdef void server_accept(Pod *pod, int fd, const Address *from_, const Address *l
         pod.oldest = tunnel
     pod.youngest = tunnel
     pod.handshakes += 1
+
+
+cdef void server_link(Tunnel *tunnel) noexcept nogil:
+    cdef Pod *pod = tunnel.pod
+    tunnel.previous, tunnel.following = NULL, pod.tunnels
+    if pod.tunnels != NULL:
+        pod.tunnels.previous = tunnel
+    pod.tunnels = tunnel
+    atomic_add(&pod.share.tunnels, 1, RELAXED)
+
+
+cdef void server_unlink(Tunnel *tunnel) noexcept nogil:
+    cdef Pod *pod = tunnel.pod
+    if tunnel.previous != NULL:
+        tunnel.previous.following = tunnel.following
+    else:
+        pod.tunnels = tunnel.following
+    if tunnel.following != NULL:
+        tunnel.following.previous = tunnel.previous
+    atomic_add(&pod.share.tunnels, -1, RELAXED)
 
 
 cdef void server_ready(Tunnel *tunnel) noexcept nogil:
@@ -166,13 +198,7 @@ cdef void server_over(Tunnel *tunnel, bint shaking, int reason, const char *deta
         address_text(&tunnel.address, address)
         snprintf(text, sizeof(text), b"%s: tunnel from %s: %s", pod.name, address, detail)
         count_refused(pod.loop, reason, text)
-    if tunnel.previous != NULL:
-        tunnel.previous.following = tunnel.following
-    else:
-        pod.tunnels = tunnel.following
-    if tunnel.following != NULL:
-        tunnel.following.previous = tunnel.previous
-    pod.tunnel_count -= 1
+    server_unlink(tunnel)
     pod_discard_if_unused(pod)
 
 

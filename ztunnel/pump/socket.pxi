@@ -63,12 +63,18 @@ cdef Socket *socket_new(Loop *loop, int fd, const char *side) noexcept nogil:
     cdef Socket *self = <Socket *>make(sizeof(Socket))
     self.loop, self.fd, self.side = loop, fd, side
     self.readable = self.writable = True
-    self.watch = loop_watch(loop, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, socket_ready, self)
-    if self.watch < 0:
+    if not socket_watch(self):
         close_(fd)
         free(self)
         return NULL
     return self
+
+
+cdef bint socket_watch(Socket *self) noexcept nogil:
+    """False: epoll has no room."""
+    self.watch = loop_watch(
+        self.loop, self.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, socket_ready, self)
+    return self.watch >= 0
 
 
 cdef void socket_dispose(void *of) noexcept nogil:

@@ -126,7 +126,7 @@ cdef extern from "time.h" nogil:
     cdef struct timespec:
         long tv_sec
         long tv_nsec
-    int CLOCK_MONOTONIC
+    int CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
     int clock_gettime(int, timespec *)
 
 cdef extern from "stdio.h" nogil:
@@ -147,10 +147,12 @@ cdef extern from "string.h" nogil:
 
 cdef extern from * nogil:  # builtins of the compiler
     long atomic_add "__atomic_add_fetch"(long *, long, int)
-    long atomic_get "__atomic_load_n"(long *, int)
+    long atomic_get "__atomic_load_n"(const long *, int)
+    void atomic_set "__atomic_store_n"(long *, long, int)
     uint64_t atomic_get64 "__atomic_load_n"(uint64_t *, int)
     void atomic_set64 "__atomic_store_n"(uint64_t *, uint64_t, int)
     int RELAXED "__ATOMIC_RELAXED"
+    int ACQ_REL "__ATOMIC_ACQ_REL"
     int *errno_location "__errno_location"()
 
 cdef enum:

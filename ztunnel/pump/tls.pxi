@@ -166,7 +166,9 @@ cdef int tls_peer(
 
 
 cdef struct Contexts:
-    # Both roles of one pod under one certificate. Made by Python, given to the pod with an order; owned by it.
+    # Both roles of one pod under one certificate. Made by Python, given to each thread with an order; freed by the last
+    # to let go.
+    long holders             # atomic
     SSL_CTX *server
     SSL_CTX *client
     char *identity
@@ -181,6 +183,11 @@ cdef void contexts_free(Contexts *self) noexcept nogil:
         SSL_CTX_free(self.client)
     free(self.identity)
     free(self)
+
+
+cdef void contexts_release(Contexts *self) noexcept nogil:
+    if self != NULL and atomic_add(&self.holders, -1, ACQ_REL) == 0:
+        contexts_free(self)
 
 
 cdef SSL_CTX *context_new(bint server) noexcept nogil:

@@ -31,6 +31,8 @@ cdef struct Tunnel:
     bint over
     bint greeted             # client: its first words are on their way
     bint handshaking         # server: in the pod's list of those
+    Loop *bound_for          # server: the thread that it is about to be handed to
+    Buffer early             # server: what came behind the handshake, for that thread
     Streams streams
     Stream *awaited
     Stream *refused
@@ -79,6 +81,7 @@ cdef void tunnel_dispose(void *of) noexcept nogil:
     core.session_free(self.session)
     free(self.streams.chains)
     free(self.peer)
+    buffer_free(&self.early)
     free(self)
 
 
@@ -166,6 +169,9 @@ cdef void tunnel_step(void *of) noexcept nogil:
         self.loop.feed, self.loop.feed_left = self.loop.cipher, count
         if not tunnel_take(self):
             return
+        if self.bound_for != NULL:
+            spread_hand_over(self)
+            return
         if socket_drained(sock, count, CIPHER):
             return
     task_queue(&self.loop.tasks, &self.step)
@@ -225,9 +231,9 @@ cdef bint tunnel_shake(Tunnel *self) noexcept nogil:
 
 
 cdef bint tunnel_begin(Tunnel *self) noexcept nogil:
-    """TLS is up: verify the peer, then speak HTTP/2."""
+    """TLS is up: verify the peer, then speak HTTP/2, here or on another thread."""
     cdef char why[1024]
-    cdef Limits *limits = &self.loop.shared.limits
+    cdef Loop *to
     if not tls_agreed(self.ssl):
         tunnel_lose(self, TLS_FAILED, b"the peer did not agree on ALPN h2")
         return False
@@ -235,6 +241,18 @@ cdef bint tunnel_begin(Tunnel *self) noexcept nogil:
                 why, sizeof(why)) != OK:
         tunnel_lose(self, PEER_IDENTITY, why)
         return False
+    if self.group == NULL:
+        server_ready(self)
+        to = spread_tunnel(self.pod)
+        if to != self.loop:
+            self.bound_for = to
+            return False
+    return tunnel_speak(self)
+
+
+cdef bint tunnel_speak(Tunnel *self) noexcept nogil:
+    """HTTP/2 begins; False: the tunnel is over."""
+    cdef Limits *limits = &self.loop.shared.limits
     self.session = core.session_new(&limits.client if self.group != NULL else &limits.server)
     if self.session == NULL:
         tunnel_lose(self, INTERNAL, b"out of memory")
@@ -242,8 +260,6 @@ cdef bint tunnel_begin(Tunnel *self) noexcept nogil:
     timer_start(self.loop, &self.timer, PING, tunnel_ping, self)
     if self.group != NULL:
         group_ready(self.group, self)
-    else:
-        server_ready(self)
     tunnel_flush_soon(self)
     return True
 

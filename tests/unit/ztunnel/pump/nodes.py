@@ -88,13 +88,14 @@ class Node:
         start: bool = True,
         listeners: Listeners | None = None,
         memory: Memory | None = None,
+        threads: int = 1,
     ) -> None:
         self.pod, self._netns, self._addresses = pod, netns, addresses
         self.memory = memory or Memory()
         self.facts: list[Fact] = []
         self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
         self._news = asyncio.Event()
-        self.engine = PumpEngine(self.memory, self._report, limits=limits)
+        self.engine = PumpEngine(self.memory, self._report, limits=limits, threads=threads)
         self.enrol(trust_domain, start=start, given=listeners)
 
     def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True, given: Listeners | None = None) -> None:
@@ -153,11 +154,12 @@ class Pair:
         server_limits: Limits | None,
         family: int,
         authority: Authority | ControllerAuthority,
+        threads: int,
     ) -> None:
         self.authority = authority
         self.family = family
-        self.client = Node("client-pod", limits=client_limits)
-        self.server = Node("server-pod", limits=server_limits)
+        self.client = Node("client-pod", limits=client_limits, threads=threads)
+        self.server = Node("server-pod", limits=server_limits, threads=threads)
         self.client.engine.set_credentials("client-pod", authority.issue(CLIENT))
         self.server.engine.set_credentials("server-pod", authority.issue(SERVER))
         self.loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
@@ -202,8 +204,9 @@ async def pair(
     server_limits: Limits | None = None,
     family: int = socket.AF_INET,
     authority: Authority | ControllerAuthority | None = None,
+    threads: int = 1,
 ) -> AsyncIterator[Pair]:
-    made = Pair(client_limits, server_limits, family, authority or Authority.new())
+    made = Pair(client_limits, server_limits, family, authority or Authority.new(), threads)
     try:
         yield made
     finally:

@@ -1,0 +1,196 @@
+"""One pod on several threads: who serves what, what is counted together, and what an idle thread costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mesh.reason import Reason
+from tests.unit.ztunnel.pump.authority import CLIENT
+from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, echo, eventually, pair
+from ztunnel.orders import Captured, Ended, Offered, Opened
+from ztunnel.pump import Limits
+
+THREADS = 2
+TOGETHER = 8  # connections that a pod's home takes before another thread gets one
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def open_connections(made: Pair, count: int) -> list[Connection]:
+    """One after the other."""
+    connections = []
+    before = len(made.client.of(Opened))
+    for number in range(count):
+        connections.append(await made.connect())
+        await made.client.opened(before + number + 1)
+    return connections
+
+
+async def close_all(made: Pair, connections: Sequence[Connection]) -> None:
+    for _, writer in connections:
+        writer.close()
+    await made.client.ended(len(made.client.of(Captured)))
+
+
+def by_thread(node: Node, kind: type, threads: int = THREADS) -> list[int]:
+    """How many connections each thread was given; an id tells its thread."""
+    ids = [fact.id % threads for fact in node.of(kind)]
+    return [ids.count(thread) for thread in range(threads)]
+
+
+async def talk(connection: Connection, rng: random.Random) -> None:
+    reader, writer = connection
+    for _ in range(10):
+        said = rng.randbytes(rng.randrange(1, 100_000))
+        writer.write(said)
+        assert await asyncio.wait_for(reader.readexactly(len(said)), DEADLINE) == said
+
+
+async def test_a_few_connections_stay_together_and_many_are_spread_each_thread_with_its_tunnel() -> None:
+    async with pair(threads=THREADS) as made, application(made, echo):
+        connections = await open_connections(made, TOGETHER)
+        assert sorted(by_thread(made.client, Captured)) == [0, TOGETHER]
+        assert len(made.client.tunnels()) == len(made.server.tunnels(server=True)) == 1
+        connections += await open_connections(made, 4 * TOGETHER)
+        assert sorted(by_thread(made.client, Captured)) == [2 * TOGETHER, 3 * TOGETHER]
+        assert len(made.client.tunnels()) == len(made.server.tunnels(server=True)) == 2
+        assert sorted(by_thread(made.server, Offered)) == [2 * TOGETHER, 3 * TOGETHER], "tunnels are spread too"
+        rng = random.Random(7)
+        await asyncio.gather(*(talk(connection, rng) for connection in connections))
+        await close_all(made, connections)
+        assert {fact.reason for fact in made.client.of(Ended)} == {Reason.OK}
+
+
+async def test_peers_with_a_tunnel_each_are_spread_and_what_comes_behind_a_handshake_is_not_lost() -> None:
+    """The client sends its first request with the end of the handshake: the thread that gets the tunnel finds it."""
+    async with pair(threads=3) as made, application(made, echo):
+        connections = []
+        for number in range(9):
+            made.client.decide = lambda fact, number=number: made.tunnel(fact.id, workload=f"server@{number}")
+            connections += await open_connections(made, 1)
+        assert by_thread(made.server, Offered, 3) == [3, 3, 3]
+        rng = random.Random(8)
+        await asyncio.gather(*(talk(connection, rng) for connection in connections))
+        await close_all(made, connections)
+
+
+async def test_limits_of_a_pod_and_of_a_peer_count_all_threads() -> None:
+    limits = Limits(connections_per_pod=20)
+    async with pair(client_limits=limits, threads=THREADS) as made, application(made, echo):
+        connections = await open_connections(made, 20)
+        assert min(by_thread(made.client, Captured)) > 0
+        with pytest.raises(ConnectionResetError):
+            reader, _ = await made.connect()
+            await asyncio.wait_for(reader.read(), DEADLINE)
+        assert made.client.engine.refused == {Reason.LIMIT: 1}
+        await close_all(made, connections)
+    async with pair(server_limits=Limits(tunnels_per_peer=3), threads=THREADS) as made, application(made, echo):
+        connections = []
+        for number in range(5):
+            made.client.decide = lambda fact, number=number: made.tunnel(fact.id, workload=f"server@{number}")
+            connections.append(await made.connect())
+            await made.client.until(lambda: len(made.client.of(Opened) + made.client.of(Ended)) == len(connections))
+        await made.client.until(lambda: len(made.client.of(Ended)) == 2)
+        assert made.server.engine.refused == {Reason.LIMIT: 2}
+        assert made.server.engine.census().peers == 1
+        made.client.engine.remove_pod("client-pod")
+        await eventually(lambda: made.server.engine.census().peers == 0)
+
+
+async def test_a_new_certificate_is_used_by_every_thread() -> None:
+    async with pair(threads=THREADS) as made, application(made, echo):
+        before = await open_connections(made, 3 * TOGETHER)
+        assert len(made.client.tunnels()) == 2
+        made.client.engine.set_credentials("client-pod", made.authority.issue(CLIENT))
+        after = await open_connections(made, 3 * TOGETHER)
+        assert [tunnel.retired for tunnel in made.client.tunnels()].count(False) == 2
+        await close_all(made, before + after)
+        await eventually(lambda: [tunnel.retired for tunnel in made.client.tunnels()] == [False, False])
+
+
+async def test_a_pod_that_leaves_and_comes_again_keeps_what_each_thread_has_open() -> None:
+    async with pair(threads=THREADS) as made, application(made, echo):
+        first = await open_connections(made, 3 * TOGETHER)
+        made.client.engine.remove_pod("client-pod", listeners_only=True)
+        made.client.enrol()
+        second = await open_connections(made, 3 * TOGETHER)
+        rng = random.Random(9)
+        await asyncio.gather(*(talk(connection, rng) for connection in first + second))
+        made.client.engine.remove_pod("client-pod", listeners_only=True)
+        await close_all(made, first + second)
+        await eventually(lambda: not made.client.engine._pods)
+        assert {fact.reason for fact in made.client.of(Ended)} == {Reason.OK}
+
+
+async def test_dropping_a_pod_ends_what_any_thread_serves_and_gives_back_every_descriptor() -> None:
+    async with pair(threads=THREADS) as made, application(made, echo):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            connections = await open_connections(made, 3 * TOGETHER)
+            ended = len(made.client.of(Captured))
+            made.client.engine.remove_pod("client-pod")
+            assert {fact.reason for fact in await made.client.ended(ended)} == {Reason.POD_GONE}
+            for _, writer in connections:
+                writer.close()
+            made.client.enrol()
+            made.client.engine.set_credentials("client-pod", made.authority.issue(CLIENT))
+        await eventually(lambda: not made.server.engine.census().tunnels)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+async def test_connections_that_come_and_go_while_the_engine_ends_are_nobodys_fault() -> None:
+    """A thread may be handed something when its pod, or the thread itself, is on its way out."""
+    for _ in range(5):
+        async with pair(threads=THREADS) as made, application(made, echo):
+
+            async def storm(made: Pair = made) -> None:
+                for _ in range(100):
+                    try:
+                        _, writer = await made.connect()
+                    except ConnectionError:
+                        return
+                    writer.close()
+
+            storms = [asyncio.create_task(storm()) for _ in range(4)]
+            await made.client.until(lambda made=made: len(made.client.of(Captured)) > 20)
+            await asyncio.gather(made.server.engine.drain(0), made.client.engine.drain(0))
+            await asyncio.gather(*storms, return_exceptions=True)
+
+
+def wakings() -> int:
+    """How often threads of the pump were woken, in all: they sleep nowhere but in epoll_wait."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            if (task / "comm").read_text().startswith("pump-"):
+                line = next(x for x in (task / "status").read_text().splitlines() if x.startswith("voluntary"))
+                total += int(line.split()[1])
+        except FileNotFoundError:
+            continue  # it has ended
+    return total
+
+
+async def test_an_idle_thread_is_not_woken() -> None:
+    async with pair(threads=4):
+        await asyncio.sleep(0.2)  # what the beginning left behind
+        before = wakings()
+        await asyncio.sleep(2)
+        assert wakings() == before
+
+
+async def test_idle_connections_cost_the_pings_of_their_tunnel_however_many_they_are() -> None:
+    """Each side asks once in an interval: a timer, the other's question, the answer. Three wakings, eighteen in a minute
+    by default, of each side."""
+    limits = Limits(ping_interval=0.5)
+    async with pair(client_limits=limits, server_limits=limits) as made, application(made, echo):
+        connections = await open_connections(made, 100)
+        await asyncio.sleep(0.5)
+        before = wakings()
+        await asyncio.sleep(3)
+        assert 6 <= wakings() - before <= 2 * 3 * (3 / 0.5 + 1)
+        await close_all(made, connections)
