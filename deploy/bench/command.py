@@ -16,7 +16,6 @@ from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
 from deploy.bench.conduct import conduct, print_json
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import figures
-from deploy.bench.mesh import thread_arguments
 from deploy.bench.rounds import Outcome, Plan
 
 _NEEDS = "Needs root. Figures are ratios within this run: a shared machine shifts all columns."
@@ -127,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options ask for. Pure. BenchError: our agent cannot run with so many threads."""
+    """The plan that the options ask for. Pure."""
     extent = QUICK if arguments.quick else ALL if arguments.all else USUAL
     found = figures(
         arguments.sizes or extent.sizes,
@@ -150,7 +149,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         kind=arguments.kind,
         together=arguments.together,
         blocking=arguments.blocking,
-        agent=(*direct, *thread_arguments(arguments.threads), *arguments.agent),
+        agent=(*direct, *arguments.agent),
     )
 
 

@@ -22,7 +22,7 @@ from deploy.bench import load, rounds
 from deploy.bench.columns import COLUMNS, Caller, Lane
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.envoy import Endpoint
-from deploy.bench.mesh import APP_PORT, thread_arguments
+from deploy.bench.mesh import APP_PORT
 from deploy.bench.rounds import Plan
 
 _COLUMNS = ("none", "gossamer")
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace, number: int, step: Step) -> list[Sample]:
-    """BenchError: the engine does not have so many threads, or bytes went wrong."""
+    """BenchError: bytes went wrong."""
     plan = Plan(
         columns=tuple(column for column in COLUMNS if column.name in _COLUMNS),
         figures=(),
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, number: int, step: Step) -> list[Samp
         held=(),
         kind="fairness",
         pairs=2,
-        agent=(*thread_arguments(arguments.threads), *arguments.agent),
+        agent=tuple(arguments.agent),
     )
     samples = []
     with rounds.prepared(plan, number, step) as (program, lanes), ExitStack() as stack:

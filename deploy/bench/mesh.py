@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from deploy.lab import agents, fabric
 from deploy.lab.fabric import Machine
 from deploy.lab.launch import in_netns
 from deploy.lab.layout import NETNS
-from ztunnel.config import Config
 
 APP_PORT = 7000
 VIP_PORT = 7001  # of the server, behind a Service's APP_PORT
@@ -103,15 +102,6 @@ def bring_up(
     _until("the agents to be ready and the pods to be enrolled", lambda: _waits_for(ground, ambient))
     own, *others = (pairs[namespace] for namespace in ambient)
     return Mesh(ground=ground, plain=pairs["plain"], ambient=own, neighbours=tuple(others))
-
-
-def thread_arguments(threads: int) -> tuple[str, ...]:
-    """What makes an agent's data path run on so many threads; BenchError where its engine has one only."""
-    if threads == 1:
-        return ()
-    if "threads" not in {field.name for field in fields(Config)}:
-        raise BenchError(f"{threads} threads: the data path of our agent is one thread; compare with --threads 1")
-    return ("--threads", str(threads))
 
 
 def _start(ground: Ground, arguments: Sequence[str], lifetime: int | None) -> None:

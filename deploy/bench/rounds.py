@@ -116,7 +116,8 @@ def prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[s
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number, together=plan.together))
         bare = site.pair()
-        mesh = functools.cache(lambda: bring_up(site, plan.agent, neighbours=plan.neighbours))
+        arguments = ("--threads", str(plan.threads), *plan.agent)
+        mesh = functools.cache(lambda: bring_up(site, arguments, neighbours=plan.neighbours))
         setting = Setting(
             ground=site,
             bare=bare,

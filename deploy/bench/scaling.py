@@ -20,9 +20,7 @@ from typing import Any
 from deploy.bench import load, rounds, usage
 from deploy.bench.columns import COLUMNS, Lane
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
-from deploy.bench.fault import BenchError
 from deploy.bench.figures import Figure, summarise
-from deploy.bench.mesh import thread_arguments
 from deploy.bench.rounds import Plan
 
 _THREADS = (1, 2)
@@ -56,10 +54,10 @@ class Crowded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`threads`: rate by its unit, as (median, ratio to no mesh), by number of threads. `connections`: by their number.
-    A text says why there is nothing."""
+    """`threads`: rate by its unit, as (median, ratio to no mesh), by number of threads. `connections`: by their number;
+    a text says why there is nothing."""
 
-    threads: Mapping[int, Mapping[str, tuple[float, float]] | str]
+    threads: Mapping[int, Mapping[str, tuple[float, float]]]
     connections: Mapping[int, Crowded | str]
 
 
@@ -92,24 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace, number: int, step: Step) -> Outcome:
     """BenchError: bytes went wrong; what the engine refuses is part of the outcome."""
-    threads: dict[int, Mapping[str, tuple[float, float]] | str] = {}
-    for count in _THREADS:
-        try:
-            threads[count] = _with_threads(arguments, count, number, step)
-        except _Refused as error:
-            threads[count] = str(error)
+    threads = {count: _with_threads(arguments, count, number, step) for count in _THREADS}
     return Outcome(threads=threads, connections=_with_connections(arguments, number, step))
 
 
-class _Refused(Exception):
-    """Our agent does not run with so many threads."""
-
-
 def _plan(arguments: argparse.Namespace, threads: int, columns: tuple[str, ...], **more: Any) -> Plan:
-    try:
-        chosen = thread_arguments(threads)
-    except BenchError as error:
-        raise _Refused(str(error)) from error
     return Plan(
         columns=tuple(column for column in COLUMNS if column.name in columns),
         baseline=columns[0],
@@ -117,7 +102,7 @@ def _plan(arguments: argparse.Namespace, threads: int, columns: tuple[str, ...],
         seconds=arguments.seconds,
         threads=threads,
         kind="scaling",
-        agent=(*chosen, *arguments.agent),
+        agent=tuple(arguments.agent),
         **more,
     )
 
@@ -169,10 +154,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     return {
         "bench": "scaling",
         "machine": rounds.machine(),
-        "threads": [
-            {"threads": count, **({"refused": found} if isinstance(found, str) else {"rates": _rates(found)})}
-            for count, found in outcome.threads.items()
-        ],
+        "threads": [{"threads": count, "rates": _rates(found)} for count, found in outcome.threads.items()],
         "connections": [
             {"connections": count, **({"refused": found} if isinstance(found, str) else _costs(found))}
             for count, found in outcome.connections.items()
@@ -195,7 +177,7 @@ def _costs(found: Crowded) -> dict[str, Any]:
 
 def sheets(outcome: Outcome) -> tuple[Sheet, Sheet]:
     """For people."""
-    refused = [text for text in (*outcome.threads.values(), *outcome.connections.values()) if isinstance(text, str)]
+    refused = [text for text in outcome.connections.values() if isinstance(text, str)]
     threads = tuple((words, *(_rate(outcome.threads[count], words) for count in outcome.threads)) for words in _RATES)
     first = outcome.connections.get(0)
     bare = first.pss_mib if isinstance(first, Crowded) else 0.0
@@ -215,9 +197,7 @@ def sheets(outcome: Outcome) -> tuple[Sheet, Sheet]:
     )
 
 
-def _rate(found: Mapping[str, tuple[float, float]] | str, words: str) -> str:
-    if isinstance(found, str):
-        return "refused"
+def _rate(found: Mapping[str, tuple[float, float]], words: str) -> str:
     value, ratio = found[words]
     return f"{value:,.3g} ×{ratio:.3f}" if value < 1000 else f"{value:,.0f} ×{ratio:.3f}"
 

@@ -20,11 +20,8 @@ def test_threads_and_connections() -> None:
     one, two = document["threads"]
     assert (one["threads"], two["threads"]) == (1, 2)
     for found in (one, two):
-        if "refused" in found:
-            assert found is two and "one thread" in found["refused"]
-        else:
-            assert list(found["rates"]) == ["messages/s", "Gbit/s", "connections/s"]
-            assert all(rate["median"] > 0 and rate["ratio"] > 0 for rate in found["rates"].values())
+        assert list(found["rates"]) == ["messages/s", "Gbit/s", "connections/s"]
+        assert all(rate["median"] > 0 and rate["ratio"] > 0 for rate in found["rates"].values())
     assert [found["connections"] for found in document["connections"]] == [0, 1000]
     for found in document["connections"]:
         assert found["pss_mib"] > 0 and found["idle_cpu_ms_per_s"] >= 0

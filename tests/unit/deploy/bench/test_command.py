@@ -8,7 +8,6 @@ import pytest
 
 from deploy.bench.columns import COLUMNS
 from deploy.bench.command import plan_of, register
-from deploy.bench.fault import BenchError
 from deploy.bench.rounds import Plan
 
 
@@ -118,15 +117,6 @@ def test_direct_is_on_one_node_with_columns_of_its_own() -> None:
     assert (found.kind, found.together) == ("direct", True)
     assert found.agent == ("--direct", "on")
     assert (plan("--quick").kind, plan("--quick").together, plan("--quick").agent) == ("tunnel", False, ())
-
-
-@pytest.mark.parametrize("kind", ["tunnel", "direct"])
-def test_threads_that_our_agent_does_not_have_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.bench.mesh.fields", lambda config: ())
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers(required=True))
-    with pytest.raises(BenchError, match="one thread"):
-        plan_of(parser.parse_args(["bench", kind, "--threads", "2"]))
 
 
 @pytest.mark.parametrize(("words", "more"), [((), ()), (("--acceleration", "on"), ("--direct-acceleration", "on"))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +40,10 @@ def by_thread(node: Node, kind: type, threads: int = THREADS) -> list[int]:
     """How many connections each thread was given; an id tells its thread."""
     ids = [fact.id % threads for fact in node.of(kind)]
     return [ids.count(thread) for thread in range(threads)]
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def talk(connection: Connection, rng: random.Random) -> None:
@@ -129,7 +132,7 @@ async def test_a_pod_that_leaves_and_comes_again_keeps_what_each_thread_has_open
 
 async def test_dropping_a_pod_ends_what_any_thread_serves_and_gives_back_every_descriptor() -> None:
     async with pair(threads=THREADS) as made, application(made, echo):
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(3):
             connections = await open_connections(made, 3 * TOGETHER)
             ended = len(made.client.of(Captured))
@@ -140,7 +143,7 @@ async def test_dropping_a_pod_ends_what_any_thread_serves_and_gives_back_every_d
             made.client.enrol()
             made.client.engine.set_credentials("client-pod", made.authority.issue(CLIENT))
         await eventually(lambda: not made.server.engine.census().tunnels)
-        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        await eventually(lambda: descriptors() <= before)
 
 
 async def test_connections_that_come_and_go_while_the_engine_ends_are_nobodys_fault() -> None:
@@ -184,8 +187,8 @@ async def test_an_idle_thread_is_not_woken() -> None:
 
 
 async def test_idle_connections_cost_the_pings_of_their_tunnel_however_many_they_are() -> None:
-    """Each side asks once in an interval: a timer, the other's question, the answer. Three wakings, eighteen in a minute
-    by default, of each side."""
+    """Each side asks once in an interval: a timer, the answer, and the other's question. That are three wakings, or by
+    default eighteen in a minute."""
     limits = Limits(ping_interval=0.5)
     async with pair(client_limits=limits, server_limits=limits) as made, application(made, echo):
         connections = await open_connections(made, 100)
