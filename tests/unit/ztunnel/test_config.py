@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from ztunnel.config import ACCELERATE, drain_seconds, parse
+from ztunnel.config import ACCELERATE, default_threads, drain_seconds, parse
 
 ARGUMENTS = [
     *("--node", "n1", "--node-ip", "10.0.0.1", "--pods", "/p", "--run", "/r", "--bpf", "/b", "--cgroup", "/c"),
@@ -32,6 +33,12 @@ def test_the_drain_deadline_of_the_command_line_wins() -> None:
     assert parse(ARGUMENTS, environment).drain_seconds == 7
 
 
+def test_threads_are_as_many_as_cores_within_bounds() -> None:
+    assert parse([*ARGUMENTS, "--threads", "7"], {}).threads == 7
+    assert parse(ARGUMENTS, {}).threads == default_threads(len(os.sched_getaffinity(0)))
+    assert [default_threads(cores) for cores in (0, 1, 2, 4, 64)] == [1, 1, 2, 4, 4]
+
+
 @pytest.mark.parametrize(("name", "bits"), [("none", 0), ("to-agent", 1)])
 def test_accelerated_directions(name: str, bits: int) -> None:
     assert ACCELERATE[parse([*ARGUMENTS, "--accelerate", name], {}).accelerate] == bits
@@ -48,6 +55,8 @@ def test_accelerated_directions(name: str, bits: int) -> None:
         ("--accelerate", "both", "invalid choice: 'both'"),
         ("--drain", "soon", "'soon' is not a number of seconds up to a day"),
         ("--replaced", "die", "invalid choice: 'die'"),
+        ("--threads", "0", "'0' is not a number of threads from 1 to 64"),
+        ("--threads", "many", "'many' is not a number of threads from 1 to 64"),
     ],
 )
 def test_wrong_arguments_are_named(option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
