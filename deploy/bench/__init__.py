@@ -17,7 +17,9 @@
     scaling.py         `gossamer bench scaling`: threads, and connections as their number grows
     leak.py            `gossamer bench leak`: what is held after many connections, changes of policy and renewals
     crowd.py           a full node's pods and policies as objects (pure)
+    node.py            such a node, its agent and controller
     policy.py          `gossamer bench policy`: how long until a change is in force there, and what it costs
+    enrolment.py       `gossamer bench enrolment`: how long until all pods are enrolled, adopted, taken over
     memory.py          `gossamer bench memory`: idle connections, and readers who never read
     revocation.py      `gossamer bench revocation`: how soon a policy ends what it permits no longer
     conduct.py         a measurement as a command: progress, Ctrl-C, sheets

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy.bench import fairness, leak, memory, policy, report, revocation, rounds, scaling
+from deploy.bench import enrolment, fairness, leak, memory, policy, report, revocation, rounds, scaling
 from deploy.bench.columns import COLUMNS, DIRECT_COLUMNS, Column
 from deploy.bench.conduct import conduct, print_json
 from deploy.bench.fault import BenchError
@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
         DIRECT_COLUMNS,
         together=True,
     )
-    for kind in (revocation, memory, policy, fairness, scaling, leak):
+    for kind in (revocation, memory, policy, enrolment, fairness, scaling, leak):
         kind.register(kinds)
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,27 +21,14 @@ from deploy.bench import usage
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.crowd import NAMESPACES, Crowd, Object, allow
 from deploy.bench.fault import BenchError
-from deploy.bench.ground import Ground, ground
+from deploy.bench.ground import ground
+from deploy.bench.node import Cost, Node, until
 from deploy.bench.usage import Memory
-from deploy.lab import agents, fabric
-from deploy.lab.fabric import Machine
-from deploy.lab.file import replace
 from deploy.lab.launch import in_netns
 from deploy.lab.layout import NETNS
 
-_DEADLINE_S = 300.0
-_LOOK_S = 0.005
 _METRICS_PORT = 15014
 _SINGLE = 1  # permission that the last single change leaves
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """Of one change: seconds until it is in force, and of CPU in the agent and in the controller."""
-
-    seconds: float
-    agent: float
-    controller: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,90 +73,57 @@ def measure(crowd: Crowd, tries: int, number: int, step: Step) -> Outcome:
     """Run it (number: this process' pid)."""
     with ground(number, together=True) as site:
         node = Node(site, crowd)
+        under_test = Site(node)
         step(f"making {crowd.pods} pods")
         node.populate()
         step("starting controller and agent, enrolling")
-        enrolment = node.enrol()
+        enrolment = under_test.enrol()
         changes: dict[str, list[Cost]] = {"all policies": []}
         step(f"{crowd.policies} policies")
-        changes["all policies"].append(node.load())
+        changes["all policies"].append(under_test.load())
         for turn in range(tries):
             step(f"single changes, {turn + 1} of {tries}")
-            for kind, objects in node.single_changes(turn).items():
-                changes.setdefault(kind, []).append(node.change("single.yaml", objects))
+            for kind, objects in under_test.single_changes(turn).items():
+                changes.setdefault(kind, []).append(under_test.change("single.yaml", objects))
         return Outcome(
             crowd=crowd,
             enrolment=enrolment,
             changes={kind: tuple(costs) for kind, costs in changes.items()},
-            maps=node.maps(),
+            maps=under_test.maps(),
             agent=usage.read_memory([node.agent]),
             controller=usage.read_memory([node.controller]),
         )
 
 
-class Node:
-    """The node under test, its agent and its controller."""
+class Site:
+    """The node under test, and changes of policy there."""
 
-    def __init__(self, site: Ground, crowd: Crowd) -> None:
-        self._site, self._crowd, self._layout = site, crowd, site.layout
-        self._machine = site.nodes[0]
-        self.agent = self._layout.node_cgroup(self._machine.name) / "agent"
-        self.controller = self._layout.service_cgroup("controller")
-
-    def populate(self) -> None:
-        """Namespaces, devices and records of every pod, and its objects for the controller."""
-        layout, node = self._layout, self._machine
-        for directory in (layout.cluster, layout.logs, layout.control, layout.pod_records(node.name)):
-            directory.mkdir(parents=True, exist_ok=True)
-        layout.node_dir(node.name).chmod(0o700)
-        for child in ("agent", "kubelet", "host", "pods"):
-            (layout.node_cgroup(node.name) / child).mkdir(parents=True, exist_ok=True)
-        objects: list[Object] = [*self._crowd.namespaces()]
-        for pod in range(self._crowd.pods):
-            namespace, name = self._crowd.namespace(pod), f"pod-{pod}"
-            uid = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.{namespace}.bench"))
-            addresses = str(layout.node_pods4(0)[2 + pod]), str(layout.node_pods6(0)[2 + pod])
-            fabric.make_pod(layout, namespace, name, node, addresses)
-            netns = str(NETNS / layout.pod_netns(namespace, name))
-            record = {"instance": uid, "namespace": namespace, "name": name, "netns": netns}
-            (layout.pod_records(node.name) / f"{uid}.json").write_text(json.dumps(record))
-            objects += self._crowd.neighbourhood(
-                pod, uid=uid, node=node.name, node_ip=node.address4, address=addresses[0]
-            )
-        self._write("pods.yaml", objects)
+    def __init__(self, node: Node) -> None:
+        self._node, self._crowd = node, node.crowd
 
     def enrol(self) -> Cost:
-        layout = self._layout
-        v4, v6 = layout.control_addresses
-        control = Machine(name="control", netns=layout.control_netns, address4=v4, address6=v6)
-        fabric.make_machine(layout, control)
-        fabric.set_routes(layout, control, self._site.nodes)
-        began = time.monotonic()
-        agents.start_controller(layout, [self._machine.name])
-        root = layout.control / "state" / "ca.crt"
-        _until("the controller's root", root.exists)
-        agents.start_agent(layout, self._machine, arguments=("--log-level", "warn", "--direct", "on"))
-        _until("all pods to be enrolled", self._all_enrolled, every=0.2)
-        self._metrics = Metrics(NETNS / layout.control_netns, v4)
-        return Cost(
-            seconds=time.monotonic() - began,
-            agent=usage.group_seconds(self.agent),
-            controller=usage.group_seconds(self.controller),
-        )
+        """All pods, controller and agent being started."""
+
+        def start() -> None:
+            self._node.start_controller()
+            self._node.start_agent()
+
+        cost = self._node.costs(start)
+        layout = self._node.layout
+        self._metrics = Metrics(NETNS / layout.control_netns, layout.control_addresses[0])
+        return cost
 
     def load(self) -> Cost:
         """All policies at once, a file for each namespace."""
-        self._settle()
         files: dict[str, list[Object]] = {f"policies-{number}.yaml": [] for number in range(NAMESPACES)}
         for number in range(self._crowd.policies):
             files[f"policies-{number % NAMESPACES}.yaml"].append(self._crowd.policy(number))
-        texts = {name: _text(objects) for name, objects in files.items()}
 
         def loaded() -> bool:
-            status = self._ask("/status")
+            status = self._node.ask("/status")
             return bool(status) and status["snapshot"]["policies"] == self._crowd.policies
 
-        return self._timed(lambda: [self._put(name, text) for name, text in texts.items()], loaded)
+        return self._timed(lambda: [self._node.put(name, objects) for name, objects in files.items()], loaded)
 
     def single_changes(self, turn: int) -> dict[str, list[Object]]:
         """Kind of change -> what the file of one policy says then. The first loosens, the second tightens."""
@@ -184,55 +136,30 @@ class Node:
         }
 
     def change(self, name: str, objects: Iterable[Object]) -> Cost:
-        self._settle()
-        text = _text(objects)
-        return self._timed(lambda: self._put(name, text), lambda: True)
+        return self._timed(lambda: self._node.put(name, objects), lambda: True)
 
     def maps(self) -> dict[str, tuple[int, int]]:
         """The kernel's maps by name: entries, bytes."""
-        described = self._ask("/bpf") or {"maps": []}
+        described = self._node.ask("/bpf") or {"maps": []}
         entries = {one["name"]: one["entries"] or 0 for one in described["maps"]}
-        sizes = usage.map_bytes(self._layout.bpf(self._machine.name))
-        return {name: (entries.get(name, 0), size) for name, size in sizes.items()}
+        return {name: (entries.get(name, 0), size) for name, size in usage.map_bytes(self._node.pins).items()}
 
     def _timed(self, act: Callable[[], object], done: Callable[[], bool]) -> Cost:
+        self._node.settle()
         before = self._metrics.acknowledged()
-        agent, controller = usage.group_seconds(self.agent), usage.group_seconds(self.controller)
-        began = time.monotonic()
-        act()
-        _until("the node to acknowledge", lambda: self._metrics.acknowledged() > before)
-        seconds = time.monotonic() - began
-        if not done():
-            _until("all of it to be there", done)
-            seconds = time.monotonic() - began
-        self._settle()
-        return Cost(
-            seconds=seconds,
-            agent=usage.group_seconds(self.agent) - agent,
-            controller=usage.group_seconds(self.controller) - controller,
-        )
+        taken: list[float] = []
 
-    def _settle(self) -> None:
-        """Until neither has used CPU for a moment, so that what is counted is what was done for this change."""
-        quiet, last = 0, -1.0
-        while quiet < 3:
-            now = usage.group_seconds(self.agent) + usage.group_seconds(self.controller)
-            quiet = quiet + 1 if now - last < 0.02 else 0
-            last = now
-            time.sleep(0.15)
+        def change() -> None:
+            began = time.monotonic()
+            act()
+            until("the node to acknowledge", lambda: self._metrics.acknowledged() > before)
+            taken.append(time.monotonic() - began)
+            if not done():
+                until("all of it to be there", done)
+                taken.append(time.monotonic() - began)
+            self._node.settle()
 
-    def _all_enrolled(self) -> bool:
-        status = self._ask("/status")
-        return bool(status) and status["ready"] and status["pods_enrolled"] == self._crowd.pods
-
-    def _ask(self, target: str) -> Any:
-        return agents.ask_socket(agents.admin_socket(self._layout, self._machine.name), target)
-
-    def _write(self, name: str, objects: Iterable[Object]) -> None:
-        self._put(name, _text(objects))
-
-    def _put(self, name: str, text: str) -> None:
-        replace(self._layout.cluster / name, text)
+        return replace(self._node.costs(change), seconds=taken[-1])
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -290,15 +217,3 @@ class Metrics:
             if line.startswith("gossamer_controller_acks_total "):
                 return int(float(line.split()[1]))
         raise BenchError("the controller does not say how many updates were acknowledged")
-
-
-def _text(objects: Iterable[Object]) -> str:
-    return "---\n".join(json.dumps(one) + "\n" for one in objects)
-
-
-def _until(what: str, is_so: Callable[[], bool], every: float = _LOOK_S) -> None:
-    end = time.monotonic() + _DEADLINE_S
-    while not is_so():
-        if time.monotonic() > end:
-            raise BenchError(f"waited {_DEADLINE_S:g} s for {what}")
-        time.sleep(every)
