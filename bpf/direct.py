@@ -186,8 +186,9 @@ class DirectPath:
 
 
 def _replace(map: Map, wanted: Mapping[bytes, bytes]) -> None:
-    for key, _ in map.snapshot():
-        if key not in wanted:
-            map.delete(key)
+    held = dict(map.snapshot())
+    for key in held.keys() - wanted.keys():
+        map.delete(key)
     for key, value in wanted.items():
-        map.put(key, value)
+        if held.get(key) != value:
+            map.put(key, value)

@@ -65,7 +65,7 @@ def _program(path: Path) -> ProgramFacts | None:
     finally:
         os.close(program)
     return ProgramFacts(
-        name=info[64:80].rstrip(b"\0").decode(),
+        name="lookup" if netns else info[64:80].rstrip(b"\0").decode(),  # its name in the kernel has its hash in it
         id=struct.unpack_from("=I", info, 4)[0],
         tag=info[8:16].hex(),
         attach="netns" if netns else "tracepoint" if traced else "cgroup",

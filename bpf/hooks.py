@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 from bpf import load, pin, syscall
 from bpf.artifact import Artifact
 from bpf.cgroup import Cgroup
+from bpf.layouts import COOKIE
 from bpf.programs import CGROUP_ORDER, hook
 from bpf.registry import PodSlot
 
@@ -19,12 +21,13 @@ _TRACEPOINT = "sock_recv_length"
 class Hooks:
     """`folder` holds the layout's pins, `fds` its maps."""
 
-    __slots__ = ("_artifact", "_fds", "_folder")
+    __slots__ = ("_artifact", "_essence", "_fds", "_folder")
 
     def __init__(self, folder: Path, artifact: Artifact, fds: Mapping[str, int]) -> None:
         self._folder = folder
         self._artifact = artifact
         self._fds = fds
+        self._essence = b""  # of the sk_lookup programs; made when first needed
 
     def attach_cgroup(self, node: Cgroup) -> None:
         """New programs where links are, new links where there are none."""
@@ -53,20 +56,29 @@ class Hooks:
                 syscall.attach_to_map(program, self._fds["accelerated"], hook("message").attach)
 
     def attach_netns(self, pod: PodSlot, netns_fd: int) -> None:
-        with self._program("lookup", pod.cookie) as program:
-            inode = os.fstat(netns_fd).st_ino
-            path = self._folder / f"lookup_{pod.slot}"
+        """What is attached already stays: to load a program takes milliseconds, and a node has hundreds of pods."""
+        path, inode, title = self._folder / f"lookup_{pod.slot}", os.fstat(netns_fd).st_ino, self._title(pod)
+        link = syscall.open_pin(path)
+        if link is not None:
+            try:
+                if _is_attached(pin.netns_link(link), title, inode):
+                    return
+            finally:
+                os.close(link)
+        with self._program("lookup", pod.cookie, title) as program:
             pin.link(path, program=program, target=netns_fd, attach=hook("lookup").attach, same=inode)
 
     def replace_netns(self, pods: Iterable[PodSlot]) -> None:
-        """New programs for the pods that a former agent enrolled in this layout; their netns need not be at hand."""
+        """These programs for the pods that a former agent enrolled in this layout; their netns need not be at hand."""
         for pod in pods:
             link = syscall.open_pin(self._folder / f"lookup_{pod.slot}")
             if link is None:
                 continue
             try:
-                if pin.netns_link(link).target:  # else the netns is gone, and with it what was attached
-                    with self._program("lookup", pod.cookie) as program:
+                facts, title = pin.netns_link(link), self._title(pod)
+                # Without a target the netns is gone, and with it what was attached.
+                if facts.target and not _is_attached(facts, title, facts.target):
+                    with self._program("lookup", pod.cookie, title) as program:
                         syscall.update_link(link, program)
             finally:
                 os.close(link)
@@ -94,9 +106,18 @@ class Hooks:
             pin.link(path, program=program, target=target, attach=hook(name).attach, same=node.id)
 
     @contextmanager
-    def _program(self, name: str, netns: int = 0) -> Iterator[int]:
-        fd = load.new_program(self._artifact, name, self._fds, netns)
+    def _program(self, name: str, netns: int = 0, title: str = "") -> Iterator[int]:
+        fd = load.new_program(self._artifact, name, self._fds, netns, title)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _title(self, pod: PodSlot) -> str:
+        """The kernel's name of a pod's program, 15 characters; equal names are equal programs."""
+        self._essence = self._essence or load.essence(self._artifact, "lookup", self._fds)
+        return f"lookup_{blake2b(self._essence + COOKIE.pack(pod.cookie), digest_size=4).hexdigest()}"
+
+
+def _is_attached(link: pin.LinkFacts, title: str, netns: int) -> bool:
+    return link.target == netns and pin.program_name(link.program) == title

@@ -396,7 +396,7 @@ class Kernel:
 
     def _forget_usage(self) -> None:
         """Counts of netns that are not enrolled any more, once the last of their sockets has closed."""
-        for key, held in self._maps["usage"].items():
+        for key, held in self._maps["usage"].snapshot():
             if held == INDEX.pack(0) and self._maps["enrolled"].get(key) is None:
                 self._maps["usage"].delete(key)
 
@@ -414,7 +414,9 @@ class Kernel:
     def _collect(self) -> None:
         """Drop old layouts that serve no netns and no open connection any more. Not right after the last pod has been
         switched over: until then a connect() may be on its way through the old programs, so it is done later."""
-        serving = {f"{COOKIE.unpack(layout)[0]:016x}" for _, layout in self._maps["enrolled"].items()}
-        for folder in self._other_layouts():
+        if not (others := self._other_layouts()):
+            return
+        serving = {f"{COOKIE.unpack(layout)[0]:016x}" for _, layout in self._maps["enrolled"].snapshot()}
+        for folder in others:
             if folder.name not in serving and not pin.holds_connections(folder):
                 pin.remove_layout(folder)

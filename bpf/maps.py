@@ -139,7 +139,12 @@ class Map:
                 continue
             if result not in (0, -errno.ENOENT):
                 raise self._error(result, "read")
-            yield int(struct.unpack_from("=I", attr, 32)[0]), keys.raw, values.raw
+            count = int(struct.unpack_from("=I", attr, 32)[0])
+            yield (
+                count,
+                ctypes.string_at(keys, count * self.definition.key),
+                ctypes.string_at(values, count * self.value_size),
+            )
             first = False
             if result:
                 return

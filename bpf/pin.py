@@ -72,6 +72,14 @@ def netns_link(fd: int) -> LinkFacts:
     return LinkFacts(id=id, program=program, target=target)
 
 
+def program_name(id: int) -> str:
+    fd = syscall.program_by_id(id)
+    try:
+        return syscall.info(fd, 80)[64:80].rstrip(b"\0").decode()
+    finally:
+        os.close(fd)
+
+
 def link(path: Path, *, program: int, target: int, attach: int, same: int) -> None:
     """Have `program` attached to `target` through the link pinned at `path`. A link that is there and still names
     `same` (the cgroup id or netns inode of the target) is updated, without a moment in between; others are replaced."""

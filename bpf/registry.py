@@ -30,13 +30,18 @@ class PodSlot:
 class Registry:
     """The enrolled pods, by instance."""
 
-    __slots__ = ("_map",)
+    __slots__ = ("_known", "_map")
 
     def __init__(self, map: Map) -> None:
         self._map = map
+        self._known: dict[tuple[bytes, bytes], PodSlot] = {}  # by entry: every enrolment asks for all of them
 
     def pods(self) -> dict[str, PodSlot]:
-        return {pod.instance: pod for pod in (_decode(key, value) for key, value in self._map.items())}
+        """As the map has it now: another agent may have written it."""
+        entries = self._map.snapshot()
+        known = self._known
+        self._known = {entry: known.get(entry) or _decode(*entry) for entry in entries}
+        return {pod.instance: pod for pod in self._known.values()}
 
     def put(self, pod: PodSlot) -> None:
         self._map.put(*_encode(pod))

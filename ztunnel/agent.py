@@ -22,6 +22,7 @@ from typing import Protocol
 
 from bpf import Event, PodSlot
 from bpf.facts import Description
+from mesh.identity import SpiffeId
 from mesh.model import Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
@@ -279,14 +280,14 @@ class Agent:
     def _certified(self, credentials: Credentials) -> None:
         self._pods.certified(credentials)
 
-    def _uncertified(self) -> None:
-        self._pods.wake()  # each says in its status why it waits
+    def _uncertified(self, identity: SpiffeId) -> None:
+        self._pods.uncertified(identity)
 
     def _swap(self, holdings: Holdings) -> None:
         """A new snapshot is in force: what it forbids is closed before anything else runs on the loop."""
         self._decider.swapped()
         self._direct.swapped()
-        self._pods.wake()
+        self._pods.swapped()
 
     def _joined(self) -> None:
         self._certificates.retry()

@@ -97,7 +97,7 @@ class Certificates:
 
     fetch: Fetch
     changed: Callable[[Credentials], None]
-    failed: Callable[[], None]
+    failed: Callable[[SpiffeId], None]
     rng: Rng
     now: Callable[[], datetime]
     _wanted: dict[SpiffeId, int] = field(default_factory=dict)
@@ -201,7 +201,7 @@ class Certificates:
         text = f"{type(error).__name__}: {error}"
         self._failures[identity] = Failure(count=count, retry_at=retry_at, error=text)
         log.warning("no certificate for %s (attempt %d, next at %s): %s", identity, count, retry_at.isoformat(), text)
-        self.failed()
+        self.failed(identity)
 
     def _view(self, identity: SpiffeId) -> CertificateView:
         held, error = self._held.get(identity), self.error(identity)

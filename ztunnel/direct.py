@@ -78,6 +78,7 @@ class Direct:
     _again: asyncio.Event = field(default_factory=asyncio.Event)
     _barred: dict[int, tuple[Flow, int]] = field(default_factory=dict)  # to be demoted: flow, cookie of the destination
     _paused: bool = False
+    _renewed: bool = False  # pods were enrolled since the kernel was told last
 
     # A planned restart
 
@@ -119,12 +120,15 @@ class Direct:
 
     def renew(self) -> None:
         """Pods of an agent before have been enrolled again."""
-        self._apply(renewed=True)
+        self._renewed = True
+        self._apply()
 
     def joined(self, instance: str) -> None:
-        """The kernel has begun to capture a pod, or has new addresses of it."""
+        """The kernel has begun to capture a pod, or has new addresses of it. Its connections go through the tunnel
+        until `run` tells the kernel of all that have joined by then: pods come in crowds."""
         self._leaving.discard(instance)
-        self._apply(renewed=True)
+        self._renewed = True
+        self._again.set()
 
     def leave(self, instance: str) -> None:
         """A pod is about to be un-enrolled: nobody reaches it directly from now on. What is open goes on."""
@@ -154,7 +158,7 @@ class Direct:
         balance = self._plan.services.spread.get(service) if self._plan is not None else None
         return frozenset(e.address for e in balance.endpoints) if balance is not None else frozenset()
 
-    def _apply(self, *, renewed: bool = False) -> None:
+    def _apply(self) -> None:
         snapshot = self.snapshot()
         if self._paused:
             return
@@ -169,9 +173,9 @@ class Direct:
             step = direct.change(self._plan, made)
             if step.revoking:
                 self.kernel.bump()
-            if step.services or renewed:
+            if step.services or self._renewed:
                 self._full(self.kernel.set_services(made.services.spread), "Services")
-            if step.targets or renewed:
+            if step.targets or self._renewed:
                 self.kernel.set_targets(made.targets)
             self._put(step.entries)
         except Exception as error:
@@ -186,7 +190,7 @@ class Direct:
             self._again.set()
             log.error("the kernel could not be told who may talk directly; again in %s s: %s", _RETRY_SECONDS, error)
         else:
-            self._plan = made
+            self._plan, self._renewed = made, False
 
     def _put(self, entries: tuple[VerdictEntry, ...]) -> None:
         self._full(self.kernel.put_verdicts(entries) if entries else 0, "answers")
@@ -347,7 +351,7 @@ class Direct:
                     await self._again.wait()
                     await asyncio.sleep(_RETRY_SECONDS)
             self._again.clear()
-            if self._plan is None or not self._plan.services.complete:
+            if self._renewed or self._plan is None or not self._plan.services.complete:
                 self._apply()
             self._look(self._heard_of_all)
             self._demote()

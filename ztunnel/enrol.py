@@ -118,6 +118,7 @@ class Pod:
     _listeners: Listeners | None = None
     _inside: Shape | None = None
     _wanted: SpiffeId | None = None
+    _seen: Workload | None = None  # when it was last looked at what it needs
     _netns: int = -1
     _reuse: str = ""  # what the pod's netns had before; empty: not changed
     _attempts: int = 0
@@ -137,9 +138,19 @@ class Pod:
     def serving(self) -> bool:
         return self._inside is not None
 
+    @property
+    def wanted(self) -> SpiffeId | None:
+        """The identity whose certificate it has, or waits for."""
+        return self._wanted
+
     def wake(self) -> None:
         """Something it depends on has changed."""
         self._changed.set()
+
+    def swapped(self) -> None:
+        """There is a new snapshot: most of them change nothing for most pods."""
+        if self.older or self.workload is not self._seen:
+            self._changed.set()
 
     def deaf(self) -> None:
         """A listener of the agent's is gone, although nobody here closed it."""
@@ -183,7 +194,7 @@ class Pod:
             self._deaf = False
             self._hang_up()
         while True:
-            workload = self.workload
+            workload = self._seen = self.workload
             self._want(workload)
             match step(
                 self.record,

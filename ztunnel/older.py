@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bpf.netns import open_socket
 from mesh.model import SocketAddress, Workload, canonical_ip
@@ -61,13 +60,15 @@ def find(pod: str, netns: int, agents: Iterable[int] = ()) -> list[OlderConnecti
     OSError. Blocks for some milliseconds."""
     sockets = list(_dump(netns))
     listening = {s.local.port for s in sockets if s.state == _LISTEN}
-    mine = {inode for pid in (os.getpid(), *agents) for inode in _inodes(pid)}
+    found = [s for s in sockets if s.state != _LISTEN and not _stays_inside(s)]
+    # Descriptors are many, and most pods have no such connection.
+    mine = {inode for pid in (os.getpid(), *agents) for inode in _inodes(pid)} if found else set()
     return [
         OlderConnection(
             pod=pod, inbound=s.local.port in listening, local=s.local, remote=s.remote, family=s.family, id=s.id
         )
-        for s in sockets
-        if s.state != _LISTEN and s.inode not in mine and not _stays_inside(s)
+        for s in found
+        if s.inode not in mine
     ]
 
 
@@ -132,10 +133,14 @@ def _stays_inside(s: _Socket) -> bool:
 
 def _inodes(process: int) -> set[int]:
     """Of a process' sockets."""
-    inodes = set()
-    for link in Path(f"/proc/{process}/fd").glob("*"):
+    inodes, descriptors = set(), f"/proc/{process}/fd"
+    try:
+        names = os.listdir(descriptors)  # noqa: PTH208 - thousands of names, a Path for each would cost more than asking
+    except OSError:
+        return inodes  # the process is gone
+    for name in names:
         try:
-            target = str(link.readlink())
+            target = os.readlink(f"{descriptors}/{name}")  # noqa: PTH115
         except OSError:
             continue  # closed since the listing
         if target.startswith("socket:["):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from mesh.identity import SpiffeId
 from ztunnel.enrol import Pod, Surroundings
 from ztunnel.handover import giver
 from ztunnel.handover.channel import close_all
@@ -54,9 +55,10 @@ class Pods:
             pod.resume()
         self.around.gate.open()
 
-    def wake(self) -> None:
+    def swapped(self) -> None:
+        """There is a new snapshot."""
         for pod in self.by_instance.values():
-            pod.wake()
+            pod.swapped()
 
     def deaf(self, instance: str) -> None:
         """The pod's listeners are gone."""
@@ -72,7 +74,13 @@ class Pods:
                     self.around.engine.set_credentials(pod.instance, credentials)
                 except Exception as error:  # its own misfortune: certificates of all others come by here
                     log.error("pod %s/%s keeps its certificate: %s", pod.namespace, pod.name, error)
-            pod.wake()
+        self.uncertified(credentials.identity)
+
+    def uncertified(self, identity: SpiffeId) -> None:
+        """No certificate could be had, or one could: whoever waits for it says why in its status, or goes on."""
+        for pod in self.by_instance.values():
+            if pod.wanted == identity:
+                pod.wake()
 
     def _begin(
         self, instance: str, record: PodRecord, *, adopted: bool, inherited: PodInheritance | None = None

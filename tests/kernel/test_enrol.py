@@ -109,7 +109,7 @@ class World:
 
     def swap(self, *workloads: Workload) -> None:
         self.snapshots[0] = self.snapshots[0].apply(Delta(upserts=workloads))
-        self.pods.wake()
+        self.pods.swapped()
 
     def record(self, pod: RigPod, instance: str, adopted: frozenset[str] = frozenset()) -> None:
         self.records[instance] = PodRecord(instance=instance, namespace="shop", name=pod.name, netns=str(pod.netns))

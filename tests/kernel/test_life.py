@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def _answer(listener: socket.socket, stop: Path) -> None:
         s.close()
 
 
-@pytest.mark.parametrize("change", ["same layout", "another layout"])
+@pytest.mark.parametrize("change", ["another version", "another layout"])
 def test_programs_are_replaced_without_a_gap_under_load(
     change: str, rig: Rig, pod: Pod, app: Worker, host: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -264,8 +265,8 @@ def test_programs_are_replaced_without_a_gap_under_load(
     host.start("call", _intrude_on, pod.ip4, port, str(stop))
     try:
         for round in range(12):
-            if change == "another layout":
-                monkeypatch.setattr(compile, "build", lambda cache, round=round: another_layout(artifact, round))
+            made = (another_layout if change == "another layout" else another_version)(artifact, round)
+            monkeypatch.setattr(compile, "build", lambda cache, made=made: made)
             kernel = rig.kernel()
             enrol(kernel, pod, listeners)
     finally:
@@ -293,9 +294,39 @@ artifact = compile.build()
 
 def another_layout(artifact: Artifact, round: int) -> Artifact:
     """The same programs as if they had been compiled for other structs."""
-    import dataclasses
+    return replace(artifact, layout=f"{int(artifact.layout, 16) ^ (round + 1):016x}")
 
-    return dataclasses.replace(artifact, layout=f"{int(artifact.layout, 16) ^ (round + 1):016x}")
+
+_NOTHING = b"\x05" + bytes(7)  # a jump to the next instruction
+
+
+def another_version(artifact: Artifact, round: int) -> Artifact:
+    """Programs that are others, and do the same, for the same maps."""
+    programs = (replace(p, instructions=_NOTHING * (round + 1) + p.instructions) for p in artifact.programs)
+    return replace(artifact, programs=tuple(programs))
+
+
+def test_what_is_attached_to_a_pod_already_is_not_loaded_again(
+    rig: Rig, kernel: Kernel, pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attached(kernel: Kernel) -> list[int]:
+        return [p.id for p in kernel.describe().programs if p.name == "lookup"]
+
+    enrol(kernel, pod)
+    before = attached(kernel)
+    assert len(before) == 1
+    enrol(kernel, pod)
+    assert attached(kernel) == before
+    again = rig.kernel()
+    enrol(again, pod)
+    assert attached(again) == before
+    monkeypatch.setattr(compile, "build", lambda cache: another_version(artifact, 1))
+    newer = rig.kernel()
+    replaced = attached(newer)
+    assert len(replaced) == 1
+    assert replaced != before
+    enrol(newer, pod)
+    assert attached(newer) == replaced
 
 
 def test_nothing_is_left_after_unload(

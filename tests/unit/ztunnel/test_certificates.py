@@ -146,7 +146,7 @@ async def holder(tmp_path: Path) -> AsyncIterator[Holder]:
         told.set()
 
     certificates = Certificates(
-        fetch=authority.fetch, changed=changed, failed=told.set, rng=random.Random(1), now=lambda: clock[0]
+        fetch=authority.fetch, changed=changed, failed=lambda _: told.set(), rng=random.Random(1), now=lambda: clock[0]
     )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(certificates.run())
@@ -240,7 +240,7 @@ async def test_a_successor_goes_on_with_what_was_held(tmp_path: Path) -> None:
         heir = Certificates(
             fetch=h.authority.fetch,
             changed=h.came.append,
-            failed=h.told.set,
+            failed=lambda _: h.told.set(),
             rng=h.certificates.rng,
             now=h.certificates.now,
         )

@@ -347,13 +347,38 @@ def test_without_room_in_the_kernel_pods_go_on_asking() -> None:
     assert node.direct.unfilled == 1
 
 
-def test_pods_that_leave_are_no_targets_before_they_are_released() -> None:
+async def told_of_joining(node: Node) -> None:
+    """Until the kernel has been told of the pods that have joined."""
+    node.kernel.targeted.clear()
+    task = asyncio.create_task(node.direct.run())
+    try:
+        async with asyncio.timeout(20):
+            await node.kernel.targeted.wait()
+    finally:
+        task.cancel()
+
+
+async def test_the_kernel_is_told_once_of_pods_that_join_together() -> None:
+    node = Node()
+    for each in (DB, WEB, EVIL):
+        node.direct.leave(each.instance)
+    node.kernel.told.clear()
+    for each in (DB, WEB, EVIL):
+        node.direct.joined(each.instance)
+    assert node.kernel.told == []
+    await told_of_joining(node)
+    assert node.kernel.told == ["services", "targets"]
+    assert node.kernel.direct(WEB, DB, 1)
+
+
+async def test_pods_that_leave_are_no_targets_before_they_are_released() -> None:
     node = Node()
     node.direct.leave(DB.instance)
     assert not node.kernel.direct(WEB, DB, 1)
     assert node.kernel.told[-2:] == ["bump", "targets"]
     assert DB.instance in node.kernel.enrolled
     node.direct.joined(DB.instance)
+    await told_of_joining(node)
     assert node.kernel.direct(WEB, DB, 1)
 
 
@@ -413,7 +438,7 @@ def test_services_are_told_as_their_endpoints_change_and_nothing_is_invalidated_
     assert node.kernel.direct(WEB, DB, 1)
 
 
-def test_a_pod_that_leaves_is_drawn_no_more() -> None:
+async def test_a_pod_that_leaves_is_drawn_no_more() -> None:
     node = Node()
     node.swap(DATA, REPLICA)
     node.kernel.told.clear()
@@ -421,6 +446,7 @@ def test_a_pod_that_leaves_is_drawn_no_more() -> None:
     assert node.kernel.told == ["bump", "services", "targets"]
     assert node.kernel.services == {}
     node.direct.joined(DB.instance)
+    await told_of_joining(node)
     assert node.kernel.services == here(DB)
 
 
