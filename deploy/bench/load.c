@@ -1,6 +1,6 @@
 /* Load for the benchmark: one small program, both ends, every byte verified.
  *
- *   load server   --port P [--threads T]                         echo and sink, until killed
+ *   load server   --port P [--threads T]                         echo and sink, until killed; 0: any port, which it prints
  *   load echo     --host H --port P --connections N --size B --seconds S [--threads T]
  *   load stream   --host H --port P --connections N --seconds S
  *   load connects --host H --port P --connections N --seconds S  N at a time: connect, 16 bytes there and back, close
@@ -47,7 +47,7 @@ static void parse(int count, char **words) {
     const char *option = words[i], *value = words[i + 1];
     if (!value) die(USAGE, "%s needs a value", option);
     if (!strcmp(option, "--host")) want.host = value;
-    else if (!strcmp(option, "--port")) want.port = (int)number(option, value, 1, 65535);
+    else if (!strcmp(option, "--port")) want.port = (int)number(option, value, 0, 65535);
     else if (!strcmp(option, "--connections")) want.connections = (int)number(option, value, 1, 20000);
     else if (!strcmp(option, "--size")) want.size = (int)number(option, value, 1, LARGEST - 1);
     else if (!strcmp(option, "--threads")) want.threads = (int)number(option, value, 1, 64);
@@ -58,7 +58,7 @@ static void parse(int count, char **words) {
     else if (!strcmp(option, "--seconds")) want.seconds = number(option, value, 0.01, 3600);
     else die(USAGE, "unknown option %s", option);
   }
-  if (!want.port) die(USAGE, "--port is missing");
+  if (want.port < !!strcmp(want.command, "server")) die(USAGE, "--port is missing");
 }
 
 int main(int count, char **words) {

@@ -26,7 +26,7 @@ static struct {
   int port, connections, size, threads, count;
   double seconds, rate;
   bool server_first, blocking;
-} want = {.host = "127.0.0.1", .connections = 1, .size = 100, .threads = 1, .seconds = 1};
+} want = {.host = "127.0.0.1", .connections = 1, .size = 100, .threads = 1, .seconds = 1, .port = -1};
 
 static uint64_t now_ns(void) {
   struct timespec t;

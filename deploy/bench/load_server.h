@@ -139,8 +139,10 @@ static void run_server(void) {
   struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)want.port)};
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-  if (bind(listener, (struct sockaddr *)&any, sizeof any) || listen(listener, 4096)) die(BROKEN, "port %d: %m", want.port);
-  printf("{\"listening\": %d}\n", want.port);
+  socklen_t size = sizeof any;
+  if (bind(listener, (struct sockaddr *)&any, size) || listen(listener, 4096)) die(BROKEN, "port %d: %m", want.port);
+  getsockname(listener, (struct sockaddr *)&any, &size);
+  printf("{\"listening\": %d}\n", ntohs(any.sin6_port));
   fflush(stdout);
   pthread_t thread;
   for (int i = 1; i < want.threads; i++) pthread_create(&thread, NULL, server_thread, NULL);
