@@ -24,7 +24,6 @@ from bpf.layouts import (
     TARGET,
     TARGET_LISTED,
     TARGET_OPEN,
-    VERDICT,
     pack_ip,
     unpack_asked,
     unpack_tuple,
@@ -67,7 +66,7 @@ class DirectFlow:
     any more.
 
     `id` is the cookie of the source's socket. Bytes count when the other application has received them, or its kernel
-    where its receives are not counted. `generation` is that by which it was allowed last.
+    where its receives are not counted. `generation` is that by which it was allowed in connect().
     """
 
     id: int
@@ -109,7 +108,7 @@ class DirectPath:
         sources = {COOKIE.pack(pod.cookie): INDEX.pack(int(target.accelerate)) for pod, target in chosen}
         generation = self.generation
         wanted = {
-            PLACE.pack(0, pack_ip(ip)): TARGET.pack(pod.cookie, generation, target.mode, int(target.accelerate))
+            PLACE.pack(generation, pack_ip(ip)): TARGET.pack(pod.cookie, 0, target.mode, int(target.accelerate))
             for pod, target in chosen
             for ip in pod.addresses
         }
@@ -123,18 +122,19 @@ class DirectPath:
             source, destination = pods.get(entry.source), pods.get(entry.destination)
             if source is None or destination is None:
                 continue
-            key = PAIR.pack(source.cookie, destination.cookie, entry.port, 0)
-            value = VERDICT.pack(generation, 0 if entry.allow else entry.reason or Reason.POLICY_NO_ALLOW)
+            key = PAIR.pack(source.cookie, destination.cookie, entry.port, generation)
+            reason = 0 if entry.allow else entry.reason or Reason.POLICY_NO_ALLOW
             try:
-                self._maps["verdicts"].put(key, value)
+                self._maps["verdicts"].put(key, INDEX.pack(reason))
             except OSError:
                 left_out += 1
         return left_out
 
     def forget(self, pod: PodSlot, addresses: Iterable[str]) -> None:
         """The pod is no target at these addresses any more; other pods at them stay."""
+        generation = self.generation
         for address in addresses:
-            key = PLACE.pack(0, pack_ip(address))
+            key = PLACE.pack(generation, pack_ip(address))
             found = self._maps["targets"].get(key)
             if found is not None and TARGET.unpack(found)[0] == pod.cookie:
                 self._maps["targets"].delete(key)
@@ -156,7 +156,7 @@ class DirectPath:
 
     def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
         destination, server, client = unpack_tuple(key)
-        holder, source, opened, sent, received, near, far, generation, state, _, service, service_port, _ = (
+        holder, source, opened, sent, received, near, far, _, generation, state, _, service, service_port, _ = (
             DIRECT.unpack(value)
         )
         got_out, moved_out = self._read(far)

@@ -414,9 +414,7 @@ class Kernel:
     def _collect(self) -> None:
         """Drop old layouts that serve no netns and no open connection any more. Not right after the last pod has been
         switched over: until then a connect() may be on its way through the old programs, so it is done later."""
-        if not (others := self._other_layouts()):
-            return
         serving = {f"{COOKIE.unpack(layout)[0]:016x}" for _, layout in self._maps["enrolled"].snapshot()}
-        for folder in others:
+        for folder in self._other_layouts():
             if folder.name not in serving and not pin.holds_connections(folder):
                 pin.remove_layout(folder)

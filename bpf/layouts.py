@@ -33,11 +33,10 @@ SETTINGS = struct.Struct(
 ASKED = struct.Struct("=Q16s16sHHI16s16sIHHII20sI")
 BACKEND = struct.Struct("=QQ16sII")  # netns, upto, ip, port, pad
 SERVICE = struct.Struct("=QQQII2560sQ")  # version, total, here, count, pad, backends, end
-TARGET = struct.Struct("=QIHH")  # netns, generation, mode, accelerate
-PAIR = struct.Struct("=QQII")  # source, destination, port, pad
-VERDICT = struct.Struct("=II")  # generation, reason
-# holder, source, opened, sent, received, client, server, generation, state, accelerate, asked, asked port, pad
-DIRECT = struct.Struct("=QQQQQQQIHH16sII")
+TARGET = struct.Struct("=QIHH")  # netns, pad, mode, accelerate
+PAIR = struct.Struct("=QQII")  # source, destination, port, generation
+# holder, source, opened, sent, received, client, server, admitted, generation, state, accelerate, asked, its port, pad
+DIRECT = struct.Struct("=QQQQQQQQIHH16sII")
 # as EVENT, then source, id, opened, at, sent, received, generation, what, accelerated, asked, asked port, pad
 HAPPENING = struct.Struct("=Q16s16sHHIQQQQQQIHH16sII")
 ATTENTION = struct.Struct("=QII")  # listed, page, each
@@ -81,9 +80,8 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
     ),
     "meter": (METER, ("flow", "own", "bytes", "moved", "first", "receives", "native", "doubts", "behind", "by_tcp")),
     "promotion": (PROMOTION, ("flow", "client", "last")),
-    "target": (TARGET, ("netns", "generation", "mode", "accelerate")),
-    "pair": (PAIR, ("source", "destination", "port", "pad")),
-    "verdict": (VERDICT, ("generation", "reason")),
+    "target": (TARGET, ("netns", "pad", "mode", "accelerate")),
+    "pair": (PAIR, ("source", "destination", "port", "generation")),
     "backend": (BACKEND, ("netns", "upto", "ip", "port", "pad")),
     "service": (SERVICE, ("version", "total", "here", "count", "pad", "backends", "end")),
     "direct": (
@@ -96,6 +94,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "received",
             "client",
             "server",
+            "admitted",
             "generation",
             "state",
             "accelerate",
@@ -140,7 +139,7 @@ ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS = 1, 2, 4
 TARGET_OPEN, TARGET_LISTED = 1, 2
 BACKENDS = 64  # endpoints of a Service on this node that are drawn by the kernel side
 DRAWN_ENDPOINT, DRAWN_ELSEWHERE = 1, 2
-DIRECT_SIGNED, DIRECT_ESTABLISHED = 1, 2
+DIRECT_ESTABLISHED = 2
 HAPPENED_OPENED, HAPPENED_CLOSED, HAPPENED_MISMATCH, HAPPENED_READY, HAPPENED_DRAINED = 1, 2, 3, 4, 5
 HAPPENED_BARRED = 6
 REASONS = 64

@@ -120,7 +120,7 @@ def _run(pins: Path, cgroup: Path, agent_cgroup: Path, cache: Path) -> str:
         kernel.ledger.tell_each(True)
         cookie, maps = COOKIE.pack(pod.cookie), kernel._maps
         maps["sources"].put(cookie, INDEX.pack(1))
-        maps["targets"].put(PLACE.pack(0, pack_ip(_SERVER)), TARGET.pack(pod.cookie, kernel.generation, TARGET_OPEN, 1))
+        maps["targets"].put(PLACE.pack(kernel.generation, pack_ip(_SERVER)), TARGET.pack(pod.cookie, 0, TARGET_OPEN, 1))
         agent = _Agent(kernel, here)
         for check in (_bytes, _reset, _gone, _memory, _waiting, _waiting_later):
             check(agent)

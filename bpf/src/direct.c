@@ -2,9 +2,12 @@
  * by its netns, in connect(); the destination by its own lookup program, which signs the flow while the SYN passes. What is
  * established without a signature reached somebody else: an address that was reused or borrowed.
  *
- * Whoever changes policy raises settings.generation first. An entry of another generation is a miss, and a miss goes to the
- * agent. A flow is recorded before its SYN is sent and judged again as the SYN arrives, so one that the agent does not find
- * in `directs` after raising the generation is judged by the new one. */
+ * Whoever changes policy raises settings.generation first. It is part of the keys, so an entry of another one is a miss, and
+ * a miss goes to the agent. A flow is recorded before its SYN is sent and judged again as the SYN arrives, so one that the agent does not find
+ * in `directs` after raising the generation is judged by the new one.
+ *
+ * A hash map gives the memory of an entry that was removed to the next one at once, also while a program looks at it. What
+ * was read is true if the same key leads to the same place afterwards: it never does again once its generation is over. */
 
 struct judgement {
   u64 destination;          /* cookie of its netns */
@@ -19,43 +22,50 @@ static __always_inline int judge(u64 source, const struct tuple *to, struct judg
   u16 port = to->local_port;
   struct settings *config = settings.lookup(&zero);
   if (!config || !config->direct || port == OUTBOUND_PORT || port == PLAINTEXT_PORT || port == TUNNEL_PORT) return 0;
-  u32 *accelerate = sources.lookup(&source);
-  if (!accelerate) return 0;
   struct place place = {};
+  place.netns = found->generation = *(volatile u32 *)&config->generation;
   MOVE6(place.ip, to->local);
   struct target *target = targets.lookup(&place);
-  u32 generation = config->generation;
-  if (!target || target->generation != generation) return 0;
+  if (!target) return 0;
+  u32 mode = target->mode;
   found->destination = target->netns;
-  found->generation = generation;
-  found->accelerate = *accelerate && target->accelerate;
+  found->accelerate = target->accelerate;
   found->reason = 0;
-  if (target->mode == TARGET_OPEN) return 1;
+  if (targets.lookup(&place) != target) return 0;
+  u32 *accelerate = sources.lookup(&source);               /* written before the targets of its generation */
+  if (!accelerate) return 0;
+  found->accelerate = found->accelerate && *accelerate;
+  if (mode == TARGET_OPEN) return 1;
   struct pair pair = {};
   pair.source = source;
-  pair.destination = target->netns;
+  pair.destination = found->destination;
   pair.port = port;
-  struct verdict *verdict = verdicts.lookup(&pair);
-  if (!verdict || verdict->generation != generation) return 0;
-  found->reason = verdict->reason;
-  return 1;
+  pair.generation = found->generation;
+  u32 *reason = verdicts.lookup(&pair);
+  if (!reason) return 0;
+  found->reason = *reason;
+  return verdicts.lookup(&pair) == reason;
 }
 
-/* In the destination's lookup program: 0 if there is no such flow. */
+/* In the destination's lookup program: 0 if there is no such flow. What is written says whom it is for: should the entry's
+ * memory have become another flow's meanwhile, that one is not admitted by it. */
 static __always_inline int sign(const struct tuple *syn) {
   u32 zero = 0;
-  struct direct *flow = directs.lookup((struct tuple *)syn);
+  struct tuple key = *syn;
+  struct direct *flow = directs.lookup(&key);
   struct settings *config = settings.lookup(&zero);
   if (!flow || !config) return 0;
-  if (flow->generation != config->generation && !(flow->state & DIRECT_ESTABLISHED)) {
+  u64 holder = flow->holder, source = flow->source;
+  u32 generation = flow->generation, state = flow->state;
+  if (directs.lookup(&key) != flow) return 0;
+  if (generation != config->generation && !(state & DIRECT_ESTABLISHED)) {
     struct judgement found = {};
-    if (!judge(flow->source, syn, &found) || found.reason || found.destination != syn->netns) {
+    if (!judge(source, syn, &found) || found.reason || found.destination != syn->netns) {
       refused(syn, STALE_VERDICT);
       return SK_DROP + 1;
     }
-    flow->generation = found.generation;
   }
-  flow->state |= DIRECT_SIGNED;
+  flow->admitted = holder;
   return SK_PASS + 1;
 }
 

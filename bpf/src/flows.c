@@ -69,7 +69,7 @@ static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk,
   struct tuple key = asked->key;
   u64 cookie = bpf_get_socket_cookie(s);
   struct direct *flow = directs.lookup(&key);
-  if (!flow || flow->holder != cookie || !(flow->state & DIRECT_SIGNED)) {
+  if (!flow || flow->holder != cookie || flow->admitted != cookie) {
     astray(s, sk, asked, cookie);
     return;
   }

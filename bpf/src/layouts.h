@@ -39,7 +39,7 @@ struct pod {
 };
 
 struct place {              /* an address of a pod, in its netns */
-  u64 netns;
+  u64 netns;                /* of a target: settings.generation instead */
   u32 ip[4];
 };
 
@@ -93,21 +93,16 @@ struct service {            /* key: struct endpoint, an address of the Service a
 
 struct target {             /* a pod that connections of this node's pods reach directly, by its address */
   u64 netns;                /* the cookie that has to sign */
-  u32 generation;
+  u32 pad;
   u16 mode;                 /* OPEN: any source, any port; LISTED: see verdicts */
   u16 accelerate;
 };
 
-struct pair {               /* key of a verdict */
+struct pair {               /* key of a verdict, which is a reason: 0 is allowed */
   u64 source;               /* netns cookies */
   u64 destination;
   u32 port;
-  u32 pad;
-};
-
-struct verdict {
   u32 generation;
-  u32 reason;               /* 0: allowed */
 };
 
 struct direct {             /* a direct flow; its key is a tuple, where netns is the destination's */
@@ -118,7 +113,8 @@ struct direct {             /* a direct flow; its key is a tuple, where netns is
   u64 received;
   u64 client;               /* addresses of its two sockets, keys of `consumed`; 0: not established, or gone */
   u64 server;
-  u32 generation;           /* by which it was allowed last */
+  u64 admitted;             /* `holder` as the destination signed it; 0: it has not */
+  u32 generation;           /* by which it was allowed in connect() */
   u16 state;                /* DIRECT_*, bits */
   u16 accelerate;
   u32 asked[4];             /* the Service that was dialled, unless the port is 0 */
@@ -220,7 +216,7 @@ enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, 
 enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4 };
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
-enum direct_state { DIRECT_SIGNED = 1, DIRECT_ESTABLISHED = 2, DIRECT_READY = 4, DIRECT_TOLD = 8 };
+enum direct_state { DIRECT_ESTABLISHED = 2, DIRECT_READY = 4, DIRECT_TOLD = 8 };
 enum drawn_what { DRAWN_ENDPOINT = 1, DRAWN_ELSEWHERE = 2 };
 enum happened { HAPPENED_OPENED = 1, HAPPENED_CLOSED = 2, HAPPENED_MISMATCH = 3, HAPPENED_READY = 4, HAPPENED_DRAINED = 5, HAPPENED_BARRED = 6 };
 enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };

@@ -27,9 +27,9 @@ BPF_TABLE("percpu_array", u32, u64, counters, REASONS);
 BPF_RINGBUF_OUTPUT(events, 128);
 
 /* The direct path. Filled by the agent under settings.generation; `directs` by the programs, emptied as sockets close. */
-BPF_F_TABLE("hash", struct place, struct target, targets, 16 * MAX_PODS, BPF_F_NO_PREALLOC); /* netns of the key: 0 */
+BPF_F_TABLE("hash", struct place, struct target, targets, 16 * MAX_PODS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", u64, u32, sources, MAX_PODS, BPF_F_NO_PREALLOC);        /* who may dial directly -> 1: accelerated */
-BPF_F_TABLE("hash", struct pair, struct verdict, verdicts, 65536, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct pair, u32, verdicts, 65536, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", struct tuple, struct direct, directs, 131072, BPF_F_NO_PREALLOC);
 BPF_TABLE("array", u32, struct attention, attention, 1);
 BPF_F_TABLE("hash", struct entry, struct tally, ledger, 16384, BPF_F_NO_PREALLOC); /* of flows that nobody has seen */

@@ -57,7 +57,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   if (!enrolled.lookup(&key.netns)) return;
   from_server(s, &key);
   struct direct *flow = directs.lookup(&key);
-  if (flow && flow->state & DIRECT_SIGNED) {
+  if (flow && flow->admitted && flow->admitted == flow->holder) {
     arrived(s, &key, flow);
     return;
   }

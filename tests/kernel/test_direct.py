@@ -380,7 +380,7 @@ def test_a_policy_that_changes_while_a_syn_is_on_its_way(
         number = app.socket()
         app.call(_begin, number, ip, port)
         until(lambda: [f.established for f in kernel.flows()] == [False])
-        generation = kernel.bump()
+        kernel.bump()
         if loosened:
             open_all(kernel, pod, server_pod)
         run(*neighbour, server_pod.mac)
@@ -388,7 +388,6 @@ def test_a_policy_that_changes_while_a_syn_is_on_its_way(
         if loosened:
             assert code == 0
             assert server.accept(listener)[1] == app.names(number)[0]
-            assert kernel.flows()[0].generation == generation
         else:
             assert code == errno.ECONNREFUSED
             assert kernel.counters()[Reason.STALE_VERDICT] == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpf import DirectClosed, DirectOpened, Kernel, Mode, Target
-from bpf.layouts import DIRECT, DIRECT_SIGNED, ENTRY, TALLY
+from bpf.layouts import DIRECT, ENTRY, TALLY
 from bpf.ledger import DirectTally
 from tests.kernel.rig import Pod, Rig, Worker, enrol, run
 from tests.kernel.test_direct import _begin, _decided, drained, events
@@ -163,7 +163,7 @@ def test_one_that_is_established_after_policy_has_changed_is_told_at_once(
     run(*neighbour, "02:00:00:00:00:99")  # the answer to the SYN gets lost
     number = app.socket()
     app.call(_begin, number, server_pod.ip4, port)
-    until(lambda: [DIRECT.unpack(v)[8] for _, v in kernel._maps["directs"].items()] == [DIRECT_SIGNED])
+    until(lambda: [bool(DIRECT.unpack(v)[7]) for _, v in kernel._maps["directs"].items()] == [True])
     kernel.bump()
     kernel.ledger.found_until(time.monotonic_ns())
     assert [flow.established for flow in kernel.flows()] == [False]
