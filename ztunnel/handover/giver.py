@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 5.0
 _SEND_SECONDS = 20.0
+_LAST_WORD_SECONDS = 1.0  # who has all that was sent has room for it; who has not will ask again
 _ACCEPT_SECONDS = 1.0
 # For the new agent to serve all pods. Meanwhile new connections wait in the listeners' backlog.
 _PATIENCE_SECONDS = 30.0
@@ -127,7 +128,7 @@ class Giver:
             why = _reason(error)
             log.error("process %d has not taken over, this agent goes on: %s", channel.pid, why)
             with suppress(Gone, OSError):  # TimeoutError too: it is dead, or will find the connection closed
-                await self._send(channel, Withdrawn(why=why))
+                await self._send(channel, Withdrawn(why=why), seconds=_LAST_WORD_SECONDS)
             try:
                 await self.holder.resume()
             except Exception as fault:
