@@ -119,7 +119,8 @@ def table(outcome: Outcome) -> RenderableType:
     note = (
         f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; ×: median of the rounds' ratios to "
         f"“{plan.baseline}”; {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "
-        f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}. Every byte was verified. "
+        f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}, "
+        f"TCP {outcome.machine['congestion_control']}. Every byte was verified. "
         "How to read this: docs/benchmarks.md"
     )
     parts: list[RenderableType] = [grid]

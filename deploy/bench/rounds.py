@@ -182,4 +182,10 @@ def about(column: str) -> Iterator[None]:
 def machine() -> dict[str, str | int]:
     """What the figures were measured on."""
     cpus = Path("/proc/cpuinfo").read_text().split("model name", 1)[-1].splitlines()[0].lstrip("\t: ")
-    return {"kernel": platform.release(), "cpus": len(os.sched_getaffinity(0)), "cpu": cpus}
+    congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return {
+        "kernel": platform.release(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpu": cpus,
+        "congestion_control": congestion,
+    }
