@@ -145,14 +145,15 @@ class DirectPath:
         for name in ("sources", "splicers"):
             self._maps[name].delete(COOKIE.pack(pod.cookie))
 
-    def flows(self, pods: Mapping[str, PodSlot], known: Container[int] = ()) -> list[DirectFlow]:
-        """Every flow that is there all the while that this takes, unless its id is known."""
+    def flows(
+        self, pods: Mapping[str, PodSlot], known: Container[int] = (), most: int | None = None
+    ) -> list[DirectFlow]:
+        """Every flow that is there all the while that this takes, unless its id is known; no more than `most`."""
         names = {pod.cookie: pod.instance for pod in pods.values()}
-        return [
-            self._flow(key, value, names)
-            for key, value in self._maps["directs"].snapshot()
-            if not known or int.from_bytes(value[:8], sys.byteorder) not in known
-        ]
+        found = self._maps["directs"].snapshot()
+        if known:
+            found = [(key, value) for key, value in found if int.from_bytes(value[:8], sys.byteorder) not in known]
+        return [self._flow(key, value, names) for key, value in found[:most]]
 
     def _flow(self, key: bytes, value: bytes, names: Mapping[int, str]) -> DirectFlow:
         destination, server, client = unpack_tuple(key)

@@ -290,14 +290,14 @@ class Kernel:
         not enrolled count as elsewhere. How many Services found no room: those ask the agent too."""
         return self._services.set(self.pods(), services)
 
-    def flows(self, known: Container[int] = ()) -> list[DirectFlow]:
+    def flows(self, known: Container[int] = (), most: int | None = None) -> list[DirectFlow]:
         """The direct flows that are open, those of a former agent too, also where it had another layout; without those
-        whose ids are known, which is cheap where most are."""
+        whose ids are known, which is cheap where most are, and no more than `most` of a layout."""
         pods = self.pods()
-        found = self._direct.flows(pods, known)
+        found = self._direct.flows(pods, known, most)
         for folder in self._other_layouts():
             with pin.same_maps(folder, [self._maps[n].definition for n in ("directs", "consumed")]) as maps:
-                found += DirectPath(maps).flows(pods, known) if maps else []
+                found += DirectPath(maps).flows(pods, known, most) if maps else []
         return found
 
     @property

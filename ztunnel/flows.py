@@ -10,7 +10,7 @@ reporter. Their ids are negative: positive ones are the engine's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -27,6 +27,7 @@ from ztunnel.orders import Ended, Opened
 
 log = logging.getLogger(__name__)
 
+_FRESH = 4000  # flows that records are begun of at a time, outside a change of policy
 _KINDS = 4096  # of flows that passed under one snapshot; more are judged again
 
 
@@ -67,7 +68,9 @@ class Ledger(Protocol):
 class Kernel(Protocol):
     """Where the flows are (implemented by `bpf.Kernel`). All may raise OSError."""
 
-    def flows(self, known: Container[int] = ()) -> Iterable[Flow]: ...  # those whose ids are not known
+    # Those whose ids are not known; no more than `most`, if it is given.
+    def flows(self, known: Container[int] = (), most: int | None = None) -> Sequence[Flow]: ...
+
     @property
     def ledger(self) -> Ledger: ...
 
@@ -153,14 +156,16 @@ class Flows:
             self.connections.tallied(report, tally)
 
     def find(self) -> list[Record]:
-        """Begin records of flows that were opened since the last time; cheap if there are none."""
+        """Begin records of flows that were opened since the last time; cheap if there are none. If there are very many,
+        others have their turn: the next time there will be the rest, and those that have ended meanwhile are told."""
         opened, now = self.kernel.ledger.opened(), self.monotonic_ns()
         if opened == self._opened:
             return []
         self.kernel.ledger.found_until(now)
-        fresh = [f for f in self.kernel.flows(self.live) if f.established and f.opened_ns <= now]
-        self._opened = opened
-        return [self.opened(flow) for flow in fresh]
+        fresh = self.kernel.flows(self.live, _FRESH)
+        if len(fresh) < _FRESH:
+            self._opened = opened
+        return [self.opened(flow) for flow in fresh if flow.established and flow.opened_ns <= now]
 
     def _common(self, like: Flow) -> Record:
         snapshot = self.snapshot()

@@ -171,8 +171,8 @@ class SmallKernel:
         self.services = dict(list(services.items())[: self.room])
         return len(services) - len(self.services)
 
-    def flows(self, known: Container[int] = ()) -> list[SmallFlow]:
-        return [flow for flow in self.live if flow.id not in known]
+    def flows(self, known: Container[int] = (), most: int | None = None) -> list[SmallFlow]:
+        return [flow for flow in self.live if flow.id not in known][:most]
 
     @property
     def ledger(self) -> SmallKernel:
@@ -585,6 +585,15 @@ def test_flows_are_found_twice_and_the_younger_are_left_for_the_next_time() -> N
     node.kernel.opened_flows = 3
     node.direct.find()
     assert list(node.flows.live) == [7, 8]
+
+
+def test_very_many_flows_are_found_some_at_a_time() -> None:
+    node = Node()
+    node.kernel.live += [SmallFlow(id=n) for n in range(9000)]
+    node.kernel.opened_flows = 9000
+    for found in (4000, 8000, 9000):
+        node.direct.find()
+        assert len(node.flows.live) == found
 
 
 def test_a_flow_that_was_found_too_late_is_ended() -> None:
