@@ -165,7 +165,15 @@ class Flows:
         fresh = self.kernel.flows(self.live, _FRESH)
         if len(fresh) < _FRESH:
             self._opened = opened
-        return [self.opened(flow) for flow in fresh if flow.established and flow.opened_ns <= now]
+        begun = []
+        for flow in fresh:
+            if not flow.established or flow.opened_ns > now:
+                continue
+            try:
+                begun.append(self.opened(flow))
+            except Exception:  # a fault of ours costs this record, not those of the others
+                log.exception("direct connection that was found: %r", flow)
+        return begun
 
     def _common(self, like: Flow) -> Record:
         snapshot = self.snapshot()

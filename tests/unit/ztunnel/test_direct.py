@@ -587,6 +587,15 @@ def test_flows_are_found_twice_and_the_younger_are_left_for_the_next_time() -> N
     assert list(node.flows.live) == [7, 8]
 
 
+def test_one_that_cannot_be_recorded_is_not_the_end_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.kernel.live += [SmallFlow(id=1, client=None), SmallFlow(id=2)]  # type: ignore[arg-type]
+    node.kernel.opened_flows = 2
+    node.direct.find()
+    assert list(node.flows.live) == [2]
+    assert "SmallFlow(id=1" in caplog.text
+
+
 def test_very_many_flows_are_found_some_at_a_time() -> None:
     node = Node()
     node.kernel.live += [SmallFlow(id=n) for n in range(9000)]
