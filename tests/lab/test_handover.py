@@ -318,6 +318,36 @@ def test_an_heir_that_dies_with_all_in_hand_leaves_the_old_agent_serving(lab: La
     assert ask(lab, "n2", "/status")["ready"]
 
 
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "given up"])
+def test_an_agent_that_is_stopped_while_it_hands_over_first_learns_whose_all_is(lab: Lab, taken: bool) -> None:
+    lab.restart_agent("n2", arguments=LONG)
+    old, aside = current(lab, "n2"), lab.layout.agent_dir("n2") / f"draining-{current(lab, 'n2')}.sock"
+
+    def stopping() -> bool:
+        return "stopping: " in lab.logs("node/n2").read_text().rpartition("handing over")[2]
+
+    with talking(lab) as conversation:
+        inherited = claim(lab.layout.agent_dir("n2"))
+        assert inherited is not None
+        os.kill(old, signal.SIGTERM)
+        time.sleep(1)
+        assert not stopping()
+        if taken:
+            inherited.confirm()
+            until(aside.exists)  # it obeys its successor meanwhile
+        else:
+            inherited.channel.close()
+            until(stopping)
+        assert conversation.says("still") == "got still"
+        for one in inherited.pods.values():
+            close_all(descriptors_of(one.listeners))
+        close_all(list(inherited.sockets.values()))
+    end_of(lab, "n2", old)
+    assert not aside.exists()
+    lab.restart_agent("n2", arguments=SHORT)
+    assert reaches(lab, "client", to=ip(lab, "talker"), port=PORT)
+
+
 def test_an_agent_that_cannot_start_leaves_the_old_one_serving(lab: Lab) -> None:
     before = current(lab, "n1")
     with pytest.raises(LabError, match="has not taken over"):
