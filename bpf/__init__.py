@@ -24,7 +24,7 @@
 
 In the kernel a connection meets the sources in this order: connect.c (where to), services.c (to which endpoint),
 direct.c (whether without the agent), sockops.c and flows.c (its life), lookup.c (whether it may come in), names.c (what
-the application sees), accelerate.c and promote.c (its bytes).
+the application sees), accelerate.c, promote.c and legs.c (its bytes).
 
 Pins: PIN/enrolled, PIN/steered and PIN/registry outlive layouts; PIN/<layout>/ holds the maps and links of one layout.
 A netns is served by the layout that its entry in `enrolled` names: writing it switches a pod over, atomically. Old

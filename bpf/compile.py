@@ -26,7 +26,7 @@ CACHE = Path("/var/cache/gossamer/bpf")
 # bcc rewrites the main text only, so there are no includes of our own: one text, in the order of who uses whom.
 ORDER = ("kernel.h", "reason.h", "layouts.h", "maps.h", "address.c", "account.c", "direct.c", "services.c",
          "fastopen.c", "connect.c", "names.c", "ends.c", "sequence.c", "accelerate.c", "promote.c", "flows.c",
-         "sockops.c", "lookup.c")  # fmt: skip
+         "legs.c", "sockops.c", "lookup.c")  # fmt: skip
 
 
 def text() -> str:

@@ -16,7 +16,7 @@ from bpf.events import Ring
 from bpf.facts import Description, describe
 from bpf.hooks import Hooks
 from bpf.layouts import (
-    ACCELERATE_PODS,
+    ACCELERATE_PROMOTED,
     COOKIE,
     DESTINATION,
     ENDPOINT,
@@ -348,7 +348,7 @@ class Kernel:
         self._set(*wanted.cgroups, wanted.quota, now & accelerate, generation, direct)
         self._hooks.attach_cgroup(wanted.node)
         self._hooks.replace_netns(self.pods().values())
-        self._hooks.attach_options(wanted.node, wanted=bool(accelerate & ACCELERATE_PODS))
+        self._hooks.attach_options(wanted.node, wanted=bool(accelerate & ACCELERATE_PROMOTED))
         self._hooks.attach_messages(wanted=direct or bool(accelerate))
         self._hooks.attach_acceleration(bool(accelerate))
         self._set(*wanted.cgroups, wanted.quota, accelerate, generation, direct)

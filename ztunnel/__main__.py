@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import bpf
 from bpf import preflight, selftest
-from bpf.layouts import ACCELERATE_PODS
+from bpf.layouts import ACCELERATE_PODS, ACCELERATE_PROMOTED
 from ztunnel.admin.listener import is_listening
 from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
@@ -81,7 +81,7 @@ def _ready_to_serve(config: Config) -> int:
     if not (wrong := selftest.prove(config.bpf, config.cgroup, config.agent_cgroup)):
         return config.acceleration
     log.warning("direct connections go by TCP, the self-test of their acceleration failed: %s", wrong)
-    return config.acceleration & ~ACCELERATE_PODS
+    return config.acceleration & ~ACCELERATE_PROMOTED
 
 
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:

@@ -15,7 +15,7 @@ _MOST_THREADS = 64
 # What the kernel hands from socket to socket between application and agent: `accelerate` of bpf.Kernel.open. Towards
 # the application is no choice.
 ACCELERATE = {"none": 0, "to-agent": 1}
-_PODS = 4  # between the pods of a direct connection
+_PODS = 4 | 8  # between the pods of a direct connection, and between application and agent, once they are promoted
 SWITCH = ("on", "off")
 REPLACED = ("exit", "wait")
 LEVELS = ("debug", "info", "warn", "error")
@@ -103,8 +103,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         "--direct-acceleration",
         default="on",
         choices=SWITCH,
-        help="hand the bytes of direct connections past TCP, between applications that never wait in a receive; "
-        "see docs/direct.md (default: %(default)s)",
+        help="hand bytes past TCP where applications never wait in a receive: of direct connections, and between "
+        "application and agent; see docs/direct.md (default: %(default)s)",
     )
     add(
         "--drain",

@@ -12,7 +12,8 @@
  * Memory: what is unread, message overhead included, is bounded by BUDGET. Receives are counted after the fact, so what
  * is taken for unread is never less than what is.
  *
- * Loopback legs between application and agent are in the sockhash from the start, where settings.accelerate says so. */
+ * Loopback legs between application and agent are promoted like direct flows (legs.c). Where settings.accelerate says so,
+ * they are in the sockhash from the start. */
 
 /* From the first byte on. 0: there is no room, or the pod reads past receive calls. */
 static __always_inline int measure(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct tuple *flow) {
@@ -30,7 +31,7 @@ static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *
   u32 zero = 0;
   u64 pointer = (u64)sk;
   struct settings *config = settings.lookup(&zero);
-  if (!config || !(config->accelerate & ~ACCELERATE_PODS)) return;
+  if (!config || !(config->accelerate & (ACCELERATE_TO_AGENT | ACCELERATE_TO_APPLICATION))) return;
   struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!lane) return;
   lane->own = pointer;
@@ -68,12 +69,18 @@ static __always_inline int affords(struct lane *lane, struct meter *meter, u32 s
   return lane->charged + size + OVERHEAD <= BUDGET;
 }
 
+/* A direct flow or a loopback leg: no key names both, since a pod's connection to itself is never direct. */
+static __always_inline struct direct *flow_of(struct tuple *key) {
+  struct direct *flow = directs.lookup(key);
+  return flow ? flow : legs.lookup(key);
+}
+
 /* What this reader does needs TCP, for good. Of a promoted flow the agent is told. */
 static __always_inline void bar(struct meter *meter) {
   struct tuple key = meter->flow;
   if (meter->native) return;
   meter->native = 1;
-  struct direct *flow = directs.lookup(&key);
+  struct direct *flow = flow_of(&key);
   if (!flow || !(flow->state & DIRECT_READY)) return;
   tell(&key, flow, flow->holder, HAPPENED_BARRED, 0);
 }
@@ -136,7 +143,7 @@ native:
 /* The agent is told once, by whichever end comes last. */
 static __always_inline void qualified(const struct meter *meter) {
   struct tuple key = meter->flow;
-  struct direct *flow = directs.lookup(&key);
+  struct direct *flow = flow_of(&key);
   if (!flow || flow->state & DIRECT_READY) return;
   u64 client = flow->client, server = flow->server;
   struct meter *a = consumed.lookup(&client), *b = consumed.lookup(&server);
@@ -147,7 +154,7 @@ static __always_inline void qualified(const struct meter *meter) {
 
 static __always_inline void drained(const struct meter *meter) {
   struct tuple key = meter->flow;
-  struct direct *flow = directs.lookup(&key);
+  struct direct *flow = flow_of(&key);
   if (!flow) return;
   struct direct told = *flow;
   u32 next = 0, acknowledged = 0;

@@ -1,7 +1,7 @@
 /* The life of a direct flow, in sockops programs: recorded before the SYN, attested on both ends, told when it ends. */
 
-/* BBR paces what it sends, timer by timer, to spare a network's queues. Between pods of one node there are none, and an
- * idle core would wait. To be called before TCP has initialised it. */
+/* BBR paces what it sends, timer by timer, to spare a network's queues. Between pods of one node there are none, nor on a
+ * pod's loopback, and an idle core would wait. To be called before TCP has initialised it. */
 static __always_inline void spare_pacing(struct bpf_sock_ops *s) {
   char name[16] = {}, reno[5] = "reno";
   if (bpf_getsockopt(s, IPPROTO_TCP, TCP_CONGESTION, name, sizeof(name))) return;

@@ -183,7 +183,7 @@ struct lane {               /* per socket that may hand over bytes: the directio
 };
 
 struct meter {              /* per reading socket, from its first byte */
-  struct tuple flow;        /* key in `directs`; of a loopback leg: zero */
+  struct tuple flow;        /* key in `directs` or `legs` */
   u64 own;                  /* address of the socket */
   u64 bytes;                /* received by the application, peeks left out */
   u64 moved;                /* redirected to this socket */
@@ -213,7 +213,7 @@ struct event {
 enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED, DIRECT };
 enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8, HOLDS_DIRECT = 16 };
 enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
-enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4 };
+enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4, ACCELERATE_LEGS = 8 };
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
 enum direct_state { DIRECT_ESTABLISHED = 2, DIRECT_READY = 4, DIRECT_TOLD = 8 };

@@ -35,7 +35,8 @@ BPF_TABLE("array", u32, struct attention, attention, 1);
 BPF_F_TABLE("hash", struct entry, struct tally, ledger, 16384, BPF_F_NO_PREALLOC); /* of flows that nobody has seen */
 BPF_F_TABLE("hash", struct endpoint, struct service, services, 8192, BPF_F_NO_PREALLOC); /* that have a target behind them */
 
-/* Acceleration: of the loopback leg, and of direct flows */
+/* Acceleration: of loopback legs between application and agent, and of direct flows */
+BPF_F_TABLE("hash", struct tuple, struct direct, legs, 131072, BPF_F_NO_PREALLOC); /* that may be promoted */
 BPF_SK_STORAGE(lanes, struct lane);
 BPF_F_TABLE("sk_storage", int, u32, options, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE); /* set by the application: needs TCP */
 BPF_SOCKHASH(accelerated, struct tuple, 65536);

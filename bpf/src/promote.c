@@ -1,5 +1,6 @@
-/* Promotion of one end of a direct flow. The agent runs this in the end's netns by BPF_PROG_TEST_RUN, the flow in place of
- * a packet: a program of this type may look a socket up and put it into the sockhash, and needs no descriptor of it.
+/* Promotion of one end of a direct flow, or of a loopback leg, whose ends are in one netns. The agent runs this in the
+ * end's netns by BPF_PROG_TEST_RUN, the flow in place of a packet: a program of this type may look a socket up and put it
+ * into the sockhash, and needs no descriptor of it.
  *
  * From here on the socket's receives look at what is redirected to it; its own lane opens when the other end's meter and
  * entry are there too. Nothing has to happen at both ends at once. */
@@ -42,7 +43,7 @@ static __always_inline int admit(struct bpf_sock *sk, struct tuple *own, u64 sel
   lane->peer = peer;
   lane->reader = other;
   lane->after = theirs->receives;
-  lane->direction = ACCELERATE_PODS;
+  lane->direction = ACCELERATE_PODS | ACCELERATE_LEGS;
   lane->state = LANE_NATIVE;
   return accelerated.update(own, (int *)sk) ? NOT_FIT : PROMOTED;
 }
@@ -76,7 +77,7 @@ int promote(struct __sk_buff *skb) {
   struct tuple key = wanted->flow;
   struct end end = {};
   u32 client = wanted->client;
-  struct direct *flow = directs.lookup(&key);
+  struct direct *flow = flow_of(&key);
   if (!flow) return NOT_THERE;
   end_of(flow, &key, client, &end);
   struct bpf_sock *sk = find(skb, &end.own);
@@ -105,7 +106,7 @@ int demote(struct __sk_buff *skb) {
   struct tuple key = wanted->flow;
   struct end end = {};
   u32 client = wanted->client, last = wanted->last;
-  struct direct *flow = directs.lookup(&key);
+  struct direct *flow = flow_of(&key);
   if (!flow) return NOT_THERE;
   end_of(flow, &key, client, &end);
   u64 self = end.self, other = end.other;

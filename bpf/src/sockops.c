@@ -46,6 +46,7 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
       else asked->holds |= HOLDS_CLIENT;
     }
   }
+  if (asked->kind == CAPTURED || asked->kind == LAST_HOP) spare_pacing(s);
   watch_close(s);
 }
 
@@ -66,6 +67,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   if (!to && !client) return;
   struct bpf_sock *sk = s->sk;
   if (!sk) return;
+  spare_pacing(s);
   struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!asked) {
     refused(&key, MAP_FULL);
@@ -84,6 +86,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
     clients.delete(&key);
   }
   accelerate(s, sk, &key, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
+  leg_accepted(s, sk, &key);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
@@ -93,6 +96,8 @@ static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock 
     return;
   }
   if (asked->kind != CAPTURED && asked->kind != LAST_HOP) return;
+  struct tuple leg = asked->key;
+  leg_begins(s, sk, &leg);
   key.netns = asked->key.netns;
   from_server(s, &key);
   accelerate(s, sk, &key, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
@@ -105,6 +110,7 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   asked->holds = 0;
   if (holds & HOLDS_QUOTA) discharge(asked->kind == DIRECT ? bpf_get_netns_cookie(s) : key.netns);
   if (holds & HOLDS_DIRECT) parted(s, sk, &key, cookie);
+  else leg_ends(s, sk, &key);
   if (holds & HOLDS_CAPTURED) {
     struct destination *to = captured.lookup(&key);
     if (to && to->holder == cookie) captured.delete(&key);

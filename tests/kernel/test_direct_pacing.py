@@ -1,4 +1,4 @@
-"""Who sends by a pacing congestion control (BBR) is not held back on the direct path; others keep what they chose."""
+"""Who sends by a pacing congestion control (BBR) is not held back within the node; others keep what they chose."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ def test_both_ends_of_a_direct_flow(
 
 
 @pytest.mark.parametrize("ip", [STRANGER4, STRANGER6])
-def test_what_is_captured_is_left_alone(ip: str, server_pod: Pod, app: Worker, listeners: AgentListeners) -> None:
+@pytest.mark.parametrize(("before", "after"), [("bbr", "reno"), ("cubic", "cubic")])
+def test_what_is_captured_goes_over_loopback(
+    before: str, after: str, ip: str, server_pod: Pod, app: Worker, listeners: AgentListeners
+) -> None:
     client = app.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
-    app.call(choose, client, "bbr")
+    app.call(choose, client, before)
     app.connect(client, ip, 80)
-    assert app.call(chosen, client) == "bbr"
+    assert app.call(chosen, client) == after

@@ -25,7 +25,7 @@ from mesh.reason import Reason
 from tests.kernel.rig import NODE4, STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
 from tests.kernel.test_capture import destination
 
-HELD = ("captured", "clients", "flows", "announced", "ends", "consumed", "accelerated")
+HELD = ("captured", "clients", "flows", "announced", "ends", "legs", "consumed", "accelerated")
 
 
 def fill(kernel: Kernel) -> dict[str, int | None]:

@@ -22,7 +22,7 @@ from tests.lab.objects import PORT, namespace, node, pod, service
 PORTS = 4000  # that a pod's connections may take
 MORE = 5000  # connections than there are ports
 AT_ONCE = 16
-PER_CONNECTION = frozenset({"captured", "flows", "announced", "clients", "accelerated", "ends", "consumed"})
+PER_CONNECTION = frozenset({"captured", "flows", "announced", "clients", "legs", "accelerated", "ends", "consumed"})
 NAMESPACE = {"client": "mesh", "server": "mesh", "neighbour": "mesh", "outsider": "plain", "legacy": "plain"}
 CLUSTER = namespace("mesh", ambient=True) + namespace("plain") + node("n1") + node("n2") + service("server", "mesh")
 PODS = {"client": "n1", "outsider": "n1", "legacy": "n2", "server": "n2", "neighbour": "n2"}
