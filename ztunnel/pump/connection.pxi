@@ -145,6 +145,7 @@ cdef void connection_socket_changed(void *of) noexcept nogil:
 cdef void connection_take_socket(Connection *self, End *end, Socket *socket) noexcept nogil:
     end.socket = socket
     socket.changed, socket.owner = connection_socket_changed, self
+    socket.handed = self.loop.shared.accelerated
 
 
 cdef void connection_undecided(void *of) noexcept nogil:

@@ -56,6 +56,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.seconds[<int>LINGER] = 1.0
     self.seconds[<int>PAUSE] = 0.2
     self.seconds[<int>REPORT] = 0.005
+    self.seconds[<int>LOOK] = 0.01
     fill_config(&self.server, False, server, http)
     fill_config(&self.client, True, client, http)
 

@@ -32,7 +32,7 @@ cdef struct Limits:
     int32_t stream_window_max
     int64_t window_budget
     size_t stream_buffer
-    double seconds[10]       # per Span
+    double seconds[11]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -75,7 +75,7 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[10]
+    Timers timers[11]
     Tasks tasks
     Tasks flushes
     Corpse *dead

@@ -24,6 +24,7 @@ cdef struct Socket:
     bint connecting
     bint readable
     bint writable
+    bint handed              # an application's: the kernel may hand us its bytes past TCP
     bint hung                # FIN, or an error: reading on is worth it although a read came back short
     bint finish_wanted
     bint finish_sent
@@ -33,7 +34,7 @@ cdef struct Socket:
     Address address          # where it was dialled to
     void (*changed)(void *) noexcept nogil
     void *owner
-    Timer timer              # of connecting, of lingering
+    Timer timer              # of connecting, of looking again, of lingering
     Peer *peer               # of a tunnel that was accepted: counted until it is closed
     Corpse corpse
 
@@ -146,12 +147,22 @@ cdef ssize_t socket_read(Socket *self, uint8_t *into, size_t limit) noexcept nog
 
 
 cdef bint socket_drained(Socket *self, size_t count, size_t limit) noexcept nogil:
-    """After a read of `count`: nothing is left, the next byte is another edge, and nobody need ask again. Not so where
-    the kernel hands bytes from socket to socket: such a socket has two queues, and a read empties one of them."""
-    if count == limit or self.hung or self.loop.shared.accelerated:
+    """After a read of `count`: nothing is left, the next byte is another edge, and nobody need ask again. A socket that is
+    handed bytes past TCP has two queues, and a read empties one of them: the other is looked at when it has been silent
+    for a moment. A read that finds nothing after each one that found something would cost a busy thread more."""
+    if count == limit or self.hung:
         return False
     self.readable = False
+    if self.handed:
+        timer_start(self.loop, &self.timer, LOOK, socket_look, self)
     return True
+
+
+cdef void socket_look(void *of) noexcept nogil:
+    cdef Socket *self = <Socket *>of
+    self.readable = True
+    if self.changed != NULL:
+        self.changed(self.owner)
 
 
 cdef size_t socket_offer(Socket *self, const uint8_t *data, size_t length) noexcept nogil:

@@ -14,6 +14,7 @@ cdef enum Span:
     LINGER        # last words are read by the peer
     PAUSE         # without accepting, when descriptors or memory run out
     REPORT        # of facts that nobody waits for
+    LOOK          # at a socket's second queue
     SPANS
 
 
