@@ -37,6 +37,7 @@ from ztunnel.pump.listeners import adopt, close_all, listen
 from ztunnel.pump.pod import Pod
 
 _log = logging.getLogger(__name__)
+_FRAME_HEADER = 9  # bytes; with it a full DATA frame is one TLS record
 _FACTS = 512  # reported at once
 
 
@@ -405,6 +406,7 @@ def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
         client=limits.settings(server=False),
         http=http2.Limits(
             max_outbound_buffer=limits.stream_buffer,
+            max_data_frame=limits.frame - _FRAME_HEADER,
             resets=http2.Rate(burst=limits.resets, per_second=limits.resets_per_second),
         ),
         statuses={reason: reason.http_status for reason in Reason},

@@ -6,7 +6,9 @@
 cdef enum:
     READS = 8                # of one task
     PIECES = 32              # frames of one write
-    PULL = 64 << 10          # framed at once: what the socket does not take of it waits before the next stream's turn
+    # Framed at once: what the socket does not take of it waits before the next stream's turn. Seven full frames, each a
+    # TLS record, leave in two packets of the kernel's largest size; a little more would need a third for the rest.
+    PULL = 7 << 14
     PULLS = 8                # of one task
     MOST_UNSENT = 4 << 20    # answers to TLS messages that a peer provokes and does not read
 
