@@ -11,13 +11,21 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from mesh.identity import SpiffeId
 
+_LONGEST_IP = 45  # characters; what is longer is not remembered
+
 
 def canonical_ip(text: str) -> str:
     """Canonical text of an IP address; ValueError if it is none. `::ffff:10.0.0.1` becomes `10.0.0.1`."""
+    return _canonical(text) if len(text) <= _LONGEST_IP else _canonical.__wrapped__(text)
+
+
+@lru_cache(maxsize=4096)  # the same few are asked for with every connection, and parsing one takes ten microseconds
+def _canonical(text: str) -> str:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
