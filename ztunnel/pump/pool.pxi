@@ -153,6 +153,8 @@ cdef Tunnel *group_least(Group *self) noexcept nogil:
             backlog = tunnel_backlog(tunnel)
             if least == NULL or backlog < smallest:
                 least, smallest = tunnel, backlog
+            if smallest == 0:  # their sum is not looked for in every tunnel of thousands of connections
+                break
         tunnel = tunnel.following
     return least
 
