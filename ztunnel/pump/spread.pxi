@@ -10,7 +10,7 @@
 # carry, or many, are spread.
 
 cdef enum:
-    TOGETHER = 8             # connections that a pod's home has more than another thread before that one gets some
+    TOGETHER = 16            # connections that a pod's home has more than another thread before that one gets some
     HEAVY = 700              # thousandths of a core: a thread that uses them is busy,
     LIGHT = 400              # and one that uses no more is not
 

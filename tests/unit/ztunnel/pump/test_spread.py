@@ -16,7 +16,7 @@ from ztunnel.orders import Captured, Ended, Offered, Opened
 from ztunnel.pump import Limits
 
 THREADS = 2
-TOGETHER = 8  # connections that a pod's home takes before another thread gets one
+TOGETHER = 16  # connections that a pod's home takes before another thread gets one
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
