@@ -8,12 +8,14 @@ used); default $GOSSAMER_HEADERS, then /var/cache/gossamer/headers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from bpf.artifact import FORMAT, Artifact, MapDefinition, layout_hash, symbolic
@@ -22,6 +24,8 @@ from bpf.programs import HOOKS
 
 SOURCE = Path(__file__).parent / "src"
 CACHE = Path("/var/cache/gossamer/bpf")
+_KEPT = 8  # artifacts in the cache
+_COMPILES_S = 3600.0  # whatever a compiler has not finished by then, it never will
 
 # bcc rewrites the main text only, so there are no includes of our own: one text, in the order of who uses whom.
 ORDER = ("kernel.h", "reason.h", "layouts.h", "maps.h", "address.c", "account.c", "direct.c", "services.c",
@@ -57,7 +61,10 @@ def build(cache: Path = CACHE) -> Artifact:
     """The artifact of these sources, from the cache or compiled now by a process of its own."""
     path = cache / f"{fingerprint()}.json"
     try:
-        return Artifact.decode(path.read_bytes())
+        found = Artifact.decode(path.read_bytes())
+        with contextlib.suppress(OSError):  # a cache in an image may be read-only
+            path.touch()  # used: `prune` goes by that
+        return found
     except (FileNotFoundError, ValueError):
         pass  # a damaged file is made anew
     cache.mkdir(parents=True, exist_ok=True)
@@ -73,7 +80,22 @@ def build(cache: Path = CACHE) -> Artifact:
             f"bpf/src did not compile: {done.stderr.strip()[-3000:]}",
             "is python3-bpfcc installed, and does the virtual environment have the system's site packages?",
         )
+    prune(cache)
     return Artifact.decode(path.read_bytes())
+
+
+def prune(cache: Path) -> None:
+    """Remove all but the artifacts used last, and what a compiler that was killed left: each version of the sources has
+    one of its own, and whoever needs a removed one makes it again."""
+    found: list[tuple[float, Path]] = []
+    for path in cache.glob("*.json*"):  # a compiler's own file has a name that begins with a dot
+        with contextlib.suppress(FileNotFoundError):  # another agent prunes, too
+            found.append((path.stat().st_mtime, path))
+    found.sort(reverse=True)
+    artifacts = [path for _, path in found if not path.name.startswith(".")]
+    abandoned = [path for used, path in found if path.name.startswith(".") and used < time.time() - _COMPILES_S]
+    for path in (*artifacts[_KEPT:], *abandoned):
+        path.unlink(missing_ok=True)
 
 
 def compile() -> Artifact:

@@ -88,7 +88,10 @@ _FACTS = {
     Reason.RESERVED_PORT: _Facts("-", 503, "ports 15001, 15006 and 15008 of an enrolled pod belong to the agent"),
     Reason.MAP_FULL: _Facts("-", 503, "a kernel map is full; see `gossamer bpf` for its fill"),
     Reason.UNROUTABLE_SOCKET: _Facts(
-        "-", 503, "the socket is bound to a device and could not be unbound from it, so the agent is out of its reach"
+        "-",
+        503,
+        "the socket is bound to a device and could not be unbound from it, or an IPv6 link-local address was dialled: "
+        "the agent is out of its reach",
     ),
     Reason.UNAUTHENTICATED: _Facts("DENY", 401, "the peer has no authenticated identity"),
     Reason.MISMATCH: _Facts("-", 503, "a pod's address was answered by somebody else; it was reused or borrowed"),

@@ -250,7 +250,9 @@ class Direct:
                 finally:
                     os.close(netns)
             except OSError as error:
-                log.warning("%d direct connections of pod %s are not closed yet: %s", len(addresses), instance, error)
+                log.warning(
+                    "%d direct connections of pod %s stay open as yet: %s", len(addresses), self._title(instance), error
+                )
 
     # What the kernel tells
 
@@ -332,16 +334,21 @@ class Direct:
             with ExitStack() as held:
                 self.kernel.nudge(event, at_sender=self._entered(held, sender))
         except OSError as error:
-            log.warning("a reader of a direct connection of pod %s could not be woken: %s", sender, error)
+            log.warning("a reader at the other end of pod %s could not be woken: %s", self._title(sender), error)
 
     def _entered(self, held: ExitStack, instance: str) -> int:
         """File descriptor of the pod's network namespace, closed with `held`."""
         path = self.netns(instance)
         if path is None:
-            raise OSError(f"pod {instance} is not here any more")
+            raise OSError(f"pod {self._title(instance)} is not here any more")
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         held.callback(os.close, netns)
         return netns
+
+    def _title(self, instance: str) -> str:
+        """What log lines call a pod."""
+        found = self.workload(self.snapshot(), instance)
+        return f"{found.namespace}/{found.name}" if found is not None else instance
 
     async def run(self) -> None:
         """Retry what failed, end what would not end, find what no event told."""

@@ -249,7 +249,12 @@ class Pod:
         inherited, self.inherited = self.inherited, None
         given = inherited.listeners if inherited is not None else None
         self._listeners = around.engine.add_pod(
-            self.instance, self._netns, workload.trust_domain, shape.addresses, given
+            self.instance,
+            self._netns,
+            workload.trust_domain,
+            shape.addresses,
+            given,
+            title=f"{self.namespace}/{self.name}",
         )
         try:
             before = reuse_ports(self._netns, _REUSE)

@@ -201,10 +201,13 @@ class Engine(Protocol):
         trust_domain: str,
         addresses: Sequence[str],
         listeners: Listeners | None = None,
+        *,
+        title: str = "",
     ) -> Listeners:
         """Make the listeners of a pod in its netns (a file descriptor, duplicated); not accepting yet. `listeners`:
         those of another agent's engine, to go on with; the descriptors belong to this engine from now on, also if it
-        raises. Returns the listeners as they are; the descriptors stay the engine's."""
+        raises. `title`: what log lines call the pod. Returns the listeners as they are; the descriptors stay the
+        engine's."""
 
     def start_pod(self, pod: str) -> None:
         """Accept from now on, also after `pause`."""

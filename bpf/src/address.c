@@ -9,6 +9,7 @@
 static __always_inline int is_v4(const u32 *ip) { return !ip[0] && !ip[1] && ip[2] == bpf_htonl(0xffff); }
 static __always_inline int is_127(const u32 *ip) { return is_v4(ip) && (bpf_ntohl(ip[3]) >> 24) == 127; }
 static __always_inline int is_one(const u32 *ip) { return !ip[0] && !ip[1] && !ip[2] && ip[3] == bpf_htonl(1); }
+static __always_inline int is_link_local(const u32 *ip) { return (bpf_ntohl(ip[0]) & 0xffc00000) == 0xfe800000; } /* IPv6 */
 static __always_inline int is_any(const u32 *ip) { return (is_v4(ip) || (!ip[0] && !ip[1] && !ip[2])) && !ip[3]; }
 
 /* connect() to the unspecified address is connect() to oneself */

@@ -121,6 +121,10 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
   struct prefix prefix = {.bits = 128};
   MOVE6(prefix.ip, to->local);
   if (bypass.lookup(&prefix)) return PASS;
+  if (is_link_local(to->local)) {                          /* which link, the agent could not tell */
+    refused(to, UNROUTABLE_SOCKET);
+    return REFUSE;
+  }
   struct drawn drawn = {};
   struct judgement found = {};
   if (choose(to, &drawn, &found) && !opens_fast(ctx)) return go_direct(ctx, to, &drawn, &found);

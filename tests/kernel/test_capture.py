@@ -271,6 +271,37 @@ def _udp(_: Any, host: str) -> None:
         assert s.connect_ex((host, 53)) != errno.EPERM
 
 
+def test_a_link_local_address_is_refused(kernel: Kernel, pod: Pod, listeners: AgentListeners, app: Worker) -> None:
+    """The agent could not tell on which link it is; the next hop answers pings, as ever."""
+    assert app.call(_dial_link, "fe80::1", "eth0") == errno.EPERM
+    assert kernel.counters()[Reason.UNROUTABLE_SOCKET] == 1
+    kernel.set_bypass(["fe80::/10"])
+    assert app.call(_dial_link, "fe80::1", "eth0") == errno.ECONNREFUSED, "nobody listens there"
+
+
+def _dial_link(_: Any, host: str, device: str) -> int:
+    with socket.socket(socket.AF_INET6) as s:
+        s.settimeout(20)
+        return s.connect_ex((host, 80, 0, socket.if_nametoindex(device)))
+
+
+def test_a_multipath_socket_is_captured(kernel: Kernel, pod: Pod, listeners: AgentListeners, app: Worker) -> None:
+    """What names it has, the hooks cannot say: they are asked for its TCP connection, not for it."""
+    number, peer = app.call(_dial_multipath, STRANGER4)
+    accepted, _ = listeners.accept("outbound4")
+    assert destination(kernel, pod, accepted) == (STRANGER4, 80)
+    assert peer[0].startswith("127.")
+    accepted.close()
+    app.close(number)
+
+
+def _dial_multipath(sockets: Any, host: str) -> tuple[int, tuple[str, int]]:
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)  # IPPROTO_MPTCP
+    s.settimeout(20)
+    s.connect((host, 80))
+    return sockets._keep(s), s.getpeername()
+
+
 def test_own_connections_count_too(rig: Rig, pod: Pod, app: Worker) -> None:
     """They are recorded where an address alone does not tell that they are the pod's own."""
     kernel = rig.kernel(quota=3)

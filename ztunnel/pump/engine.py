@@ -86,6 +86,8 @@ class PumpEngine:
         trust_domain: str,
         addresses: Sequence[str],
         listeners: Listeners | None = None,
+        *,
+        title: str = "",
     ) -> Listeners:
         """OSError if the netns cannot be entered or has no loopback. ValueError if the pod has listeners already. One
         that was removed with `listeners_only` and has open connections still keeps them."""
@@ -103,7 +105,7 @@ class PumpEngine:
             raise
         if state is None:
             self._last_pod += 1
-            state = Pod(name=pod, number=self._last_pod, netns=-1, cookie=0, addresses=())
+            state = Pod(name=pod, title=title or pod, number=self._last_pod, netns=-1, cookie=0, addresses=())
             self._pods[pod] = self._numbered[state.number] = state
         elif state.netns >= 0:
             os.close(state.netns)
@@ -111,7 +113,7 @@ class PumpEngine:
         state.cookie = cookie
         fds = [None if sock is None else sock.detach() for sock in sockets]
         state.life += 1
-        self._pump.pod(state.number, state.life, pod, trust_domain, os.dup(netns), fds)
+        self._pump.pod(state.number, state.life, state.title, trust_domain, os.dup(netns), fds)
         outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
         assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
         return Listeners(
@@ -312,7 +314,7 @@ class PumpEngine:
         self._undecided.discard(number)
         self._strays.add(number)
         self._pump.fail(number, Reason.NO_DESTINATION, "", False)
-        _log.debug("refused (NO_DESTINATION): %s: %s to %s", pod.name, client, local)
+        _log.debug("refused (NO_DESTINATION): %s: %s to %s", pod.title, client, local)
 
     def _offered(
         self,
@@ -349,7 +351,7 @@ class PumpEngine:
 
     def _deaf(self, pod: int) -> Deaf | None:
         owner = self._numbered[pod]
-        _log.warning("a listener of pod %s was destroyed from outside", owner.name)
+        _log.warning("a listener of pod %s was destroyed from outside", owner.title)
         return Deaf(pod=owner.name)
 
     def _turned_away(self, reason: int, text: str) -> None:

@@ -12,6 +12,7 @@ class Pod:
     descriptor, of sockets for last hops; `cookie` is that of the namespace."""
 
     name: str
+    title: str  # what log lines call it
     number: int
     netns: int
     cookie: int
