@@ -151,7 +151,7 @@ class Direct:
         """Those of a pod's connections that are not direct ones, of this agent's life or of one before; OSError. The
         kernel is asked after they were found, so that one which began meanwhile is not missed."""
         rest = _without(instance, found, [record.flow for record in self.flows.live.values()])
-        return _without(instance, rest, self.flows.kernel.flows()) if rest else ()
+        return _without(instance, rest, self.flows.kernel.flows(self.flows.live)) if rest else ()
 
     def drawable(self, service: SocketAddress) -> frozenset[SocketAddress]:
         """The endpoints that the kernel itself draws where this is dialled; others are the agent's to draw."""
@@ -379,9 +379,9 @@ class Direct:
 
 def _without(instance: str, found: Sequence[OlderConnection], flows: Iterable[Flow]) -> tuple[OlderConnection, ...]:
     ends = set()
-    for flow in flows:
-        if flow.source == instance:
+    for flow in flows:  # no instance: it was not enrolled when it was looked at last
+        if flow.source in (instance, ""):
             ends.add((flow.client, flow.server))
-        if flow.destination == instance:
+        if flow.destination in (instance, ""):
             ends.add((flow.server, flow.client))
     return tuple(one for one in found if (one.local, one.remote) not in ends)

@@ -397,6 +397,9 @@ def test_direct_connections_of_an_earlier_life_are_told_from_plaintext() -> None
     node.kernel.live.append(SmallFlow(id=8, client=late.remote, established=False))  # nobody has heard of it yet
     assert node.direct.not_direct(DB.instance, [direct, late, plain]) == (plain,)
     assert node.direct.not_direct(WEB.instance, [direct]) == (direct,)  # these addresses in another netns are another's
+    far = SocketAddress(CLIENT.ip, 3)
+    node.opens(SmallFlow(id=9, client=far, destination=""))  # heard of while the database was out of the mesh
+    assert node.direct.not_direct(DB.instance, [had(SERVER, far)]) == ()
     outbound = had(CLIENT, SERVER)
     assert node.direct.not_direct(WEB.instance, [outbound]) == ()
 
