@@ -97,9 +97,12 @@ class Traffic:
         if live is None:
             return
         _move(live, connection.sent, connection.received)
+        if connection.reason is Reason.OK:  # its labels are those that it was opened with
+            _count(live.series, closed=1)
+        else:
+            self._finish(connection)
         live.series.live -= 1
         live.series.touched = self.clock()
-        self._finish(connection)
 
     def refused(self, connection: Connection, seconds: float) -> None:
         """The last word about a connection that was never opened."""
