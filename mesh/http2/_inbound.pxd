@@ -16,6 +16,10 @@ from mesh.http2._stream cimport (
 )
 
 
+cdef enum:
+    MOST_FIELDS = 4 << 20    # bytes of decoded header fields in one go: HPACK makes 60 KB of 20 bytes (RFC 7541 7.3)
+
+
 cdef inline Event *emit(Session *self, Kind kind, int32_t stream) noexcept nogil:
     cdef size_t capacity
     cdef Event *grown
@@ -154,6 +158,8 @@ cdef inline int on_message_frame(Session *self, const nghttp2_frame *frame) noex
         if frame.hd.length == frame.data.padlen and not end and not charge(&self.config.empty_frames, self.now):
             return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many empty DATA frames")
     else:
+        if self.arena.length > MOST_FIELDS:
+            return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many header fields in one go")
         if emit_bytes(self, HEADERS, frame.hd.stream_id, 0, buffer_start(&self.block), self.block.length) != 0:
             return violated(self, NGHTTP2_INTERNAL_ERROR, b"out of memory")
         event = &self.events[self.event_count - 1]

@@ -22,6 +22,7 @@ cdef struct Group:
     Tunnel *tunnels
     Socket *dial
     Tunnel *fresh            # in its handshake
+    long fruitless           # tunnels dialled since somebody was given one
     Task serve
     bint gone
     Corpse corpse
@@ -135,6 +136,7 @@ cdef void group_leave(Connection *connection) noexcept nogil:
 
 cdef void group_fail(Group *self, int reason, const char *detail) noexcept nogil:
     """Nobody who waits will get a tunnel."""
+    self.fruitless = 0
     while self.first != NULL:
         connection_fail(self.first, reason, detail)  # it leaves
     group_discard_if_empty(self)
@@ -177,8 +179,19 @@ cdef void group_assign(Group *self, Tunnel *tunnel) noexcept nogil:
     """To the first who waits."""
     cdef Connection *connection = self.first
     group_leave(connection)
+    self.fruitless = 0
     timer_stop(&tunnel.idle)
     connection_assigned(connection, tunnel)
+
+
+cdef void group_give_up(Group *self) noexcept nogil:
+    """The peer permits no streams, or goes away before the first: it would be dialled for ever."""
+    cdef Tunnel *tunnel = self.tunnels
+    while tunnel != NULL:
+        if tunnel_idle(tunnel):
+            tunnel_retire(tunnel)
+        tunnel = tunnel.following
+    group_fail(self, TUNNEL_REFUSED, b"the peer accepts tunnels and takes no stream in any of them")
 
 
 cdef void group_serve(void *of) noexcept nogil:
@@ -190,9 +203,14 @@ cdef void group_serve(void *of) noexcept nogil:
     while self.first != NULL:
         tunnel = group_pick(self)
         if tunnel == NULL:
-            if self.dial == NULL and self.fresh == NULL:
+            if self.dial != NULL or self.fresh != NULL:
+                return
+            if self.fruitless < self.loop.shared.limits.attempts:
+                self.fruitless += 1
                 group_connect(self)
-            return
+                return
+            group_give_up(self)
+            break
         group_assign(self, tunnel)
     tunnel = self.tunnels
     while tunnel != NULL:

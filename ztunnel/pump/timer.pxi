@@ -106,12 +106,13 @@ cdef inline void task_queue(Tasks *queue, Task *self) noexcept nogil:
 
 
 cdef inline void tasks_run(Tasks *queue) noexcept nogil:
-    """Those that wait now; those that they queue wait for the next time."""
-    cdef Task *last = queue.last
+    """Those that wait now; those that they queue wait for the next time, whichever of them is cancelled meanwhile."""
+    cdef Task mark
     cdef Task *task
-    while queue.first != NULL and last != NULL:
+    memset(&mark, 0, sizeof(mark))
+    task_queue(queue, &mark)
+    while queue.first != &mark:
         task = queue.first
-        if task == last:
-            last = NULL
         task_cancel(task)
         task.run(task.owner)
+    task_cancel(&mark)

@@ -291,6 +291,37 @@ def test_hpack_bomb_is_not_expanded():
     )
 
 
+@pytest.mark.parametrize("client", [False, True], ids=["requests that are reset", "responses with 1xx"])
+def test_many_small_bombs_are_not_expanded_in_one_go(client: bool):
+    """Lists just within the limit, of some 30 bytes each: 8 KB that would become 15 MB."""
+    attacker = Attacker(client=client, settings=Settings(max_header_list_size=65_536), limits=Limits())
+    first = [(b":status", b"103")] if client else CONNECT
+    if client:
+        attacker.victim.request([(b":method", b"CONNECT"), (b":authority", b"a:1")])
+        attacker.victim.pull()
+    attacker.send(attacker.headers(1, [*first, (b"bomb", b"b" * 3_900)]))
+    bomb = attacker.encoder.encode(first) + bytes([0x80 | 62]) * 15
+    said = b""
+    for number in range(250):
+        stream = 1 if client else 3 + 2 * number
+        said += header(len(bomb), 1, 4, stream) + bomb
+        said += b"" if client else RstStreamFrame(stream, CANCEL).serialize()
+    before = resident()
+    attacker.send(said)
+    assert resident() - before < 12 << 20
+    attacker.assert_terminated(ENHANCE_YOUR_CALM)
+
+
+def test_as_many_fields_one_after_the_other_cost_nothing():
+    attacker = Attacker(settings=Settings(max_header_list_size=65_536), limits=Limits())
+    attacker.send(attacker.headers(1, [*CONNECT, (b"bomb", b"b" * 3_900)]))
+    bomb = attacker.encoder.encode(CONNECT) + bytes([0x80 | 62]) * 15
+    for number in range(90):
+        attacker.send(header(len(bomb), 1, 4, 3 + 2 * number) + bomb)
+    assert len(only(attacker.events, HeadersReceived)) == 91
+    assert not attacker.victim.terminated
+
+
 class Mallinfo(ctypes.Structure):
     """glibc's struct mallinfo2 (mallinfo(3))."""
 
