@@ -11,7 +11,7 @@ headers=${GOSSAMER_HEADERS:-/var/cache/gossamer/headers}
 
 runtime=(python3 python3-venv python3-dev python3-bpfcc libbpf1 linux-headers-amd64 gcc libc6-dev libssl-dev libnghttp2-dev
          iproute2 nftables dnsmasq-base bubblewrap util-linux curl tcpdump ca-certificates make)
-tests=(mount openssl procps tshark)
+tests=(mount openssl procps tshark clang libclang-rt-dev)
 
 step() { printf '  \033[36m•\033[0m %s\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }

@@ -1,0 +1,34 @@
+# What no script can show of the pump's smallest parts.
+
+
+cdef struct Pair:
+    Tasks queue
+    Task first
+    Task second
+    int runs
+
+
+cdef void pair_first(void *of) noexcept nogil:
+    """Ends the other, which is the last of this pass, and has more to do itself."""
+    cdef Pair *self = <Pair *>of
+    self.runs += 1
+    task_cancel(&self.second)
+    if self.runs < 100:
+        task_queue(&self.queue, &self.first)
+
+
+cdef void pair_second(void *of) noexcept nogil:
+    pass
+
+
+def check_tasks():
+    """A pass of tasks is over when those that waited have had their turn."""
+    cdef Pair pair
+    memset(&pair, 0, sizeof(pair))
+    pair.first.run, pair.first.owner = pair_first, &pair
+    pair.second.run, pair.second.owner = pair_second, &pair
+    task_queue(&pair.queue, &pair.first)
+    task_queue(&pair.queue, &pair.second)
+    tasks_run(&pair.queue)
+    assert pair.runs == 1, pair.runs
+    assert pair.queue.first == &pair.first and pair.queue.last == &pair.first

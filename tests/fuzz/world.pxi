@@ -1,0 +1,267 @@
+# One loop of the pump whose turns, clock, peers, applications and decisions are all the script's: the same input does the
+# same each time.
+
+cdef extern from *:  # seams.h and honest.h come before everything
+    enum: SEAM_FARS
+    int seam_plain, seam_end, seam_code, seam_small, seam_far_count
+    int *seam_fars
+    long seam_opened
+    X509 *seam_certificate
+    void seam_fail(const char *) noexcept nogil
+    int seam_mark(int) noexcept nogil
+    int seam_pair() noexcept nogil
+    void seam_reset(int) noexcept nogil
+    X509 *seam_certified(const unsigned char *, long) noexcept nogil
+    size_t seam_identity(const char *) noexcept nogil
+    SSL *honest_new(SSL_CTX *, int) noexcept nogil
+    void honest_hears(SSL *, const unsigned char *, int) noexcept nogil
+    int honest_says(SSL *, unsigned char *, int) noexcept nogil
+    void honest_speaks(SSL *, const unsigned char *, int) noexcept nogil
+    void honest_changes_keys(SSL *) noexcept nogil
+    void honest_closes(SSL *) noexcept nogil
+
+cdef extern from "unistd.h" nogil:
+    int real_close "(close)"(int)
+    int dup_ "dup"(int)
+
+cdef extern from "sys/socket.h" nogil:
+    int MSG_DONTWAIT, SHUT_RD
+    ssize_t real_recv "(recv)"(int, void *, size_t, int)
+
+cdef extern from "openssl/ssl.h" nogil:
+    int SSL_CTX_up_ref(SSL_CTX *)
+    int SSL_ERROR_SSL
+
+cdef enum:
+    SPINS = 2000             # turns after which a loop that finds no rest is at fault
+    POD_NUMBER = 1
+    SOME = 4096
+
+
+cdef enum Side:
+    SIDE_TUNNEL              # a peer of the mesh is at the far end
+    SIDE_APPLICATION
+
+
+cdef struct Far:
+    # The far end of one of the pump's sockets.
+    int fd                   # -1: closed
+    Side side
+    SSL *ssl                 # one that speaks TLS as it should; NULL: none
+    bint deaf                # it reads only when the script says so
+    bint dialled             # by the pump: it is a server
+
+
+cdef struct Known:
+    # A connection that "Python" knows.
+    uint64_t id
+    Meter *meter
+    bint ordered
+
+
+cdef struct World:
+    Shared shared
+    Loop *loop
+    Far fars[60]
+    int far_count
+    Known known[1024]
+    int known_count
+    Contexts *ours           # the pod's
+    Contexts *theirs         # a member's
+    Contexts *strangers      # of another trust domain
+    int automatic            # what becomes of a new connection: Choice
+    bint strange             # who is dialled is of another trust domain
+    const char *haste        # what who is dialled says before anything is asked; NULL: nothing
+    size_t haste_length
+    long asked               # for tunnels
+    long dialled
+    SSL *nobody              # to ask about certificates
+    uint8_t *heard
+    const uint8_t *said      # the last bytes, for AGAIN
+    size_t said_length
+    int said_far
+    double now
+    Batch batch
+
+
+cdef World world
+
+cdef enum Choice:
+    CHOOSE_NOTHING
+    CHOOSE_PLAIN
+    CHOOSE_TUNNEL
+    CHOOSE_REFUSAL
+    CHOOSE_CLOSE
+    CHOICES
+
+
+cdef Contexts *contexts_again(const Contexts *of) noexcept nogil:
+    cdef Contexts *self = <Contexts *>make(sizeof(Contexts))
+    SSL_CTX_up_ref(of.server)
+    SSL_CTX_up_ref(of.client)
+    self.server, self.client = of.server, of.client
+    self.identity = copy_text(of.identity, strlen(of.identity))
+    return self
+
+
+# Turns
+
+
+cdef void fars_adopt() noexcept nogil:
+    """Far ends of sockets that the pump made by itself lead to tunnels; the others were taken in already."""
+    cdef Far *far
+    while world.far_count < seam_far_count:
+        far = far_add(SIDE_TUNNEL)
+        far.dialled = True
+        world.dialled += 1
+        if world.haste != NULL:
+            send_(far.fd, world.haste, world.haste_length, MSG_NOSIGNAL)
+        if not seam_plain:
+            far.ssl = honest_new((world.strangers if world.strange else world.theirs).server, 1)
+
+
+cdef Far *far_add(Side side) noexcept nogil:
+    cdef Far *far = &world.fars[world.far_count]
+    memset(far, 0, sizeof(Far))
+    far.fd, far.side = seam_fars[world.far_count], side
+    world.far_count += 1
+    return far
+
+
+cdef void far_hear(Far *self, size_t limit) noexcept nogil:
+    cdef ssize_t count
+    while limit and self.fd >= 0:
+        count = real_recv(self.fd, world.heard, min(limit, <size_t>SOME), MSG_DONTWAIT)
+        if count <= 0:
+            return
+        limit -= count
+        if self.ssl != NULL:
+            honest_hears(self.ssl, world.heard, <int>count)
+
+
+cdef bint world_turn() noexcept nogil:
+    """False: there was nothing to do, nor is there."""
+    cdef epoll_event events[EVENTS]
+    cdef int count = epoll_wait(world.loop.epoll, events, EVENTS, 0)
+    world.loop.now = world.now
+    loop_turn(world.loop, events, max(count, 0))
+    loop_report_now(world.loop)
+    fars_adopt()
+    facts_read()
+    return count > 0 or world.loop.tasks.first != NULL or world.loop.flushes.first != NULL
+
+
+cdef void world_decide() noexcept nogil:
+    cdef int i = 0
+    while i < world.known_count:
+        if not world.known[i].ordered and world.automatic != CHOOSE_NOTHING:
+            decide(&world.known[i], world.automatic, 0)
+            facts_read()
+        i += 1
+
+
+cdef void world_settle() noexcept nogil:
+    """Turns until nothing is left to do."""
+    cdef int turn, i
+    cdef bint busy
+    for turn in range(SPINS):
+        world_decide()
+        busy = world_turn()
+        for i in range(world.far_count):
+            if not world.fars[i].deaf:
+                far_hear(&world.fars[i], CHUNK)
+        if not busy:
+            return
+    seam_fail(b"the loop finds no rest")
+
+
+# Beginning and end
+
+
+cdef void world_begin(int listeners) noexcept nogil:
+    """A pod with a certificate; nothing else."""
+    global seam_end, seam_code, seam_small
+    cdef int door
+    world.now = world.loop.now = 1000.0
+    world.loop.serial = 0
+    memset(world.loop.logged_since, 0, sizeof(world.loop.logged_since))
+    memset(world.shared.refused, 0, sizeof(world.shared.refused))
+    seam_end = seam_code = seam_small = 0
+    world.haste, world.asked, world.dialled = NULL, 0, 0
+    world.automatic, world.said, world.said_length, world.strange = CHOOSE_NOTHING, NULL, 0, False
+    batch_begin(&world.batch, ORDER_POD)
+    batch_number(&world.batch, POD_NUMBER)
+    batch_number(&world.batch, 1)
+    batch_text(&world.batch, b"pod")
+    batch_text(&world.batch, b"cluster.local")
+    batch_number(&world.batch, seam_mark(dup_(<int>world.loop.home)))
+    for door in range(DOORS):
+        # A pod with a listener stays although nobody is connected; nobody connects to this one.
+        batch_number(&world.batch, <uint64_t><int64_t>(
+            seam_mark(dup_(<int>world.loop.home)) if door == 0 and listeners else -1))
+    order_send()
+    batch_begin(&world.batch, ORDER_CREDENTIALS)
+    batch_number(&world.batch, POD_NUMBER)
+    batch_number(&world.batch, <uint64_t>contexts_again(world.ours))
+    order_send()
+
+
+cdef void expect(bint held, const char *otherwise) noexcept nogil:
+    if not held:
+        seam_fail(otherwise)
+
+
+cdef void world_end() noexcept nogil:
+    """Everything ends, as when the agent stops; and then nothing may be left."""
+    cdef int i
+    global seam_far_count
+    order_stop(world.loop)
+    world.loop.stopped = False
+    world_turn()
+    order_stop(world.loop)  # what said its last words in that turn
+    world.loop.stopped = False
+    bury_all(world.loop)
+    loop_report_now(world.loop)
+    facts_read()
+    for i in range(world.far_count):
+        if world.fars[i].fd >= 0:
+            real_close(world.fars[i].fd)
+        if world.fars[i].ssl != NULL:
+            SSL_free(world.fars[i].ssl)
+    world.far_count = seam_far_count = 0
+    expect(world.dialled <= world.asked * world.shared.limits.attempts * world.shared.limits.attempts,
+           b"a peer was dialled over and over")
+    expect(world.known_count == 0, b"a connection never ended")
+    expect(world.shared.connections == 0, b"the count of connections is wrong")
+    expect(world.shared.tunnels == 0, b"the count of tunnels is wrong")
+    expect(world.loop.connections.count == 0, b"a connection is left in the table")
+    expect(world.loop.pods == NULL, b"a pod is left")
+    expect(world.loop.tasks.first == NULL and world.loop.flushes.first == NULL, b"a task is left")
+    for i in range(SPANS):
+        expect(world.loop.timers[i].first == NULL, b"a timer is left")
+    for i in range(GROUP_CHAINS):
+        expect(world.loop.groups.chains[i] == NULL, b"a group is left")
+    for i in range(PEER_CHAINS):
+        expect(world.loop.peers.chains[i] == NULL, b"a peer is left")
+    expect(seam_opened == 0, b"a descriptor is left open")
+    connections_free(&world.loop.connections)
+    world.loop.connections.size = 0
+
+
+cdef int world_make(dict engine, ours, theirs, strangers) except -1:
+    """Once. `engine`: what PumpEngine would give to Pump."""
+    global seam_certificate
+    if wire_prepare() != 0:
+        raise MemoryError
+    world.shared.threads = 1
+    pthread_mutex_init(&world.shared.facts.lock, NULL)
+    fill_limits(&world.shared.limits, engine["limits"], engine["server"], engine["client"], engine["http"])
+    for reason, status in engine["statuses"].items():
+        world.shared.status[<int>reason] = status
+    world.shared.facts.bell = bell()
+    world.loop = loop_new(&world.shared, 0, bell())
+    world.heard = <uint8_t *>make(SOME)
+    world.ours, world.theirs, world.strangers = contexts_new(ours), contexts_new(theirs), contexts_new(strangers)
+    world.nobody = SSL_new(world.ours.server)
+    seam_certificate = certificate_of(theirs.chain[0])
+    return 0
