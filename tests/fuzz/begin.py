@@ -20,6 +20,7 @@ SMALL = {
     "tunnels_per_peer": 4,
     "handshakes_per_pod": 3,
     "handshakes_per_peer": 2,
+    "untold_per_peer": 8,
     "streams_accepted": 6,
     "streams_opened": 4,
     "tunnels_per_key": 2,

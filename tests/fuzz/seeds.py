@@ -208,9 +208,9 @@ def handshake() -> Seeds:
         if protocols:
             context.set_alpn_protocols(protocols)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        with_name = context.wrap_bio(incoming, outgoing)
+        peer = context.wrap_bio(incoming, outgoing)
         try:
-            with_name.do_handshake()
+            peer.do_handshake()
         except ssl.SSLWantReadError:
             yield f"client-hello-{name}", bytes([PLAIN]) + say(0, outgoing.read())
     yield "http", bytes([PLAIN]) + say(0, b"GET / HTTP/1.1\r\n\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,24 @@ def test_every_module_says_what_it_is(source: Path) -> None:
 def test_a_file_has_one_noun(source: Path) -> None:
     lines = len(source.read_text().splitlines())
     assert lines <= 420, f"{source.relative_to(TOP)} has {lines} lines: it has outgrown its noun"
+
+
+TARGETS = ["certificate", "client", "handshake", "server"]
+
+
+def test_every_fuzz_target_has_a_corpus_and_no_corpus_is_forgotten() -> None:
+    fuzz = TOP / "tests" / "fuzz"
+    assert sorted(path.name for path in (fuzz / "corpus").iterdir()) == TARGETS
+    (listed,) = re.findall(r"^targets=\((.+)\)$", (TOP / "deploy" / "setup" / "fuzz.sh").read_text(), re.MULTILINE)
+    assert sorted(listed.split()) == TARGETS
+
+
+@pytest.mark.parametrize(
+    "part",
+    sorted(path for folder in ("ztunnel/pump", "tests/fuzz") for path in (TOP / folder).glob("*.pxi")),
+    ids=lambda p: str(p.relative_to(TOP)),
+)
+def test_a_compiled_part_says_what_it_is_and_is_included_once(part: Path) -> None:
+    assert part.read_text().startswith("# ")
+    included = [path for path in part.parent.glob("*.pyx") if f'include "{part.name}"' in path.read_text()]
+    assert len(included) == 1, f"{part.relative_to(TOP)} is included {len(included)} times"
