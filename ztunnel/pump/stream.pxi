@@ -223,7 +223,9 @@ cdef void stream_received(Stream *self, iovec *pieces, size_t count, size_t leng
     """Straight on to the socket at the other end of the relay, if that is ready; the rest waits."""
     cdef size_t taken = 0
     cdef size_t i, skipped
-    if self.connection != NULL and self.inbound.length == 0:
+    if self.connection == NULL:
+        return  # refused: nobody will read it
+    if self.inbound.length == 0:
         taken = connection_pass_on(self.connection, self, pieces, count, length)
         stream_return_window(self, taken)
         if taken == length:
