@@ -74,6 +74,8 @@ cdef void fact_read(Cursor *record) noexcept nogil:
             seam_fail(b"a fact of another length")
     elif kind == FACT_ENDED:
         known_ended(cursor_number(record))
+    elif kind == FACT_POD_GONE:
+        world.gone += 1
     elif kind == FACT_OPENED:
         if known_find(cursor_number(record)) == NULL:
             seam_fail(b"a connection is open that is not known")
@@ -92,13 +94,13 @@ cdef void facts_read() noexcept nogil:
     buffer_free(&taken)
 
 
-cdef void order_send() noexcept nogil:
+cdef void order_send(Loop *to) noexcept nogil:
     cdef Cursor rest, record
     batch_end(&world.batch)
     rest.at = buffer_start(&world.batch.records)
     rest.end = rest.at + world.batch.records.length
     cursor_record(&rest, &record)
-    carry_out(world.loop, &record)
+    carry_out(to, &record)
     buffer_drop(&world.batch.records, world.batch.records.length)
 
 
@@ -116,6 +118,7 @@ cdef void order_fields() noexcept nogil:
 
 cdef void decide(Known *known, int choice, int variant) noexcept nogil:
     """`variant` names the tunnel's key, or the reason."""
+    cdef Loop *to = world.loops[known.id % LOOPS]
     cdef char key[16]
     cdef int fd
     known.ordered = True
@@ -131,7 +134,7 @@ cdef void decide(Known *known, int choice, int variant) noexcept nogil:
             batch_number(&world.batch, variant)
             order_address()
             order_fields()
-            order_send()
+            order_send(to)
             return
     if choice == CHOOSE_TUNNEL:
         world.asked += 1
@@ -144,11 +147,11 @@ cdef void decide(Known *known, int choice, int variant) noexcept nogil:
         batch_text(&world.batch, world.theirs.identity)
         batch_text(&world.batch, b"10.0.0.7:8080")
         order_fields()
-        order_send()
+        order_send(to)
     elif choice != CHOOSE_NOTHING:
         batch_begin(&world.batch, ORDER_FAIL)
         batch_number(&world.batch, known.id)
         batch_number(&world.batch, LIMIT if variant & 1 else NO_DESTINATION)
         batch_text(&world.batch, b"decided")
         batch_number(&world.batch, choice == CHOOSE_CLOSE)
-        order_send()
+        order_send(to)

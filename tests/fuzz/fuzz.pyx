@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What peers can send, as targets of libFuzzer: the pump's own sources, compiled once more between the seams of seams.h.
 
-    world     one thread's loop without its thread: time, sockets and Python's part are the script's
+    world     two loops without their threads: time, sockets and Python's part are the script's
     agent     Python's part: facts and orders
     script    an input is a list of steps; what a step is
     targets   handshake, server, client, certificate

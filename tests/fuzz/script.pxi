@@ -1,7 +1,8 @@
-# An input is a script: steps of one byte each with their arguments, numbers in little endian, until it is used up. A step
-# whose arguments are cut short takes what there is. tests/fuzz/steps.py writes the same.
+# An input is a script: steps of one byte each with their arguments, numbers in little endian, until it is used up. A
+# step whose arguments are cut short takes what there is. tests/fuzz/steps.py writes the same.
 #
-# After a step the loop turns until it rests, unless bit 7 of the step is set: then what follows comes in the same breath.
+# After a step the loops turn until they rest, unless bit 7 of the step is set: then what follows comes in the same
+# breath.
 
 cdef enum Step:
     SAY                      # far, length:16, bytes as they are
@@ -15,7 +16,7 @@ cdef enum Step:
     DIAL                     # a tunnel from outside: number of the address
     CAPTURE                  # an application connects: 0 to the outside, 1 plaintext from outside
     DECIDE                   # connection, Choice, variant
-    CHANGE                   # what becomes of the pod: 0 new certificate, 1 stranger's, 2 unlisten, 3 retire, 4 drop, 5 pause
+    CHANGE                   # the pod: 0 a new certificate, 1 a stranger's, 2 unlisten, 3 retire, 4 drop, 5 pause
     STUMBLE                  # errno of the next connect()
     CUT                      # TLS left out: 0 close_notify, 1 an error, at the end of what comes next
     SHAKE                    # far, offset:16, xor, percent: what an honest peer says next, changed there and cut short
@@ -181,49 +182,39 @@ cdef void step_leave(Script *self) noexcept nogil:
         far.fd = -1
 
 
+cdef void accepted(int door, int fd, const char *peer) noexcept nogil:
+    """As by an accept loop."""
+    cdef Pod *pod = pod_find(world.loops[0], POD_NUMBER)
+    address_parse(<Address *>&seam_peer, peer, 40000)
+    address_parse(<Address *>&seam_local, b"10.0.0.7", 15008)
+    listener_accepted(&pod.listeners[door], fd)
+
+
+cdef bint pod_accepts() noexcept nogil:
+    cdef Pod *pod = pod_find(world.loops[0], POD_NUMBER)
+    return pod != NULL and pod.listening
+
+
 cdef void step_dial(Script *self) noexcept nogil:
-    """As an accept loop hands it on."""
     cdef uint32_t number = script_byte(self)
-    cdef Pod *pod = pod_find(world.loop, POD_NUMBER)
-    cdef Address peer, local
     cdef char ip[32]
+    cdef int fd = seam_pair() if pod_accepts() else -1
     cdef Far *far
-    cdef int fd
-    if pod == NULL:
-        return
-    fd = seam_pair()
     if fd < 0:
         return
-    snprintf(ip, sizeof(ip), b"10.0.1.%u" if number & 4 else b"fd00::%x", number & 3)
-    address_parse(&peer, ip, 40000)
-    address_parse(&local, b"10.0.0.7", 15008)
     far = far_add(SIDE_TUNNEL)
     if not seam_plain:
         far.ssl = honest_new((world.strangers if number & 8 else world.theirs).client, 0)
-    server_accept(pod, fd, &peer, &local)
+    snprintf(ip, sizeof(ip), b"10.0.1.%u" if number & 4 else b"fd00::%x", number & 3)
+    accepted(TUNNEL4, fd, ip)
 
 
 cdef void step_capture(Script *self) noexcept nogil:
-    """As listener_accepted does."""
-    cdef bint plaintext = script_byte(self) & 1
-    cdef Pod *pod = pod_find(world.loop, POD_NUMBER)
-    cdef Address peer, local
-    cdef Connection *connection
-    cdef Socket *sock
-    cdef char why[160]
-    cdef int fd
-    if pod == NULL or pod_excess(pod, why, sizeof(why)):
-        return
-    fd = seam_pair()
-    if fd < 0:
-        return
-    far_add(SIDE_APPLICATION)
-    sock = socket_new(world.loop, fd, b"downstream")
-    address_parse(&peer, b"10.0.0.6", 50000)
-    address_parse(&local, b"10.0.0.7", 80)
-    connection = connection_new(pod)
-    connection_take_socket(connection, &connection.down, sock)
-    fact_accepted(connection, not plaintext, &peer, &local)
+    cdef int door = PLAINTEXT4 if script_byte(self) & 1 else OUTBOUND4
+    cdef int fd = seam_pair() if pod_accepts() else -1
+    if fd >= 0:
+        far_add(SIDE_APPLICATION)
+        accepted(door, fd, b"10.0.0.6")
 
 
 cdef void step_decide(Script *self) noexcept nogil:
@@ -236,19 +227,14 @@ cdef void step_decide(Script *self) noexcept nogil:
 
 cdef void step_change(Script *self) noexcept nogil:
     cdef uint32_t what = script_byte(self) % 6
-    if what == 5:
-        batch_begin(&world.batch, ORDER_PAUSE)
-        order_send()
-        return
-    batch_begin(
-        &world.batch, ORDER_CREDENTIALS if what < 2 else ORDER_UNLISTEN if what == 2 else ORDER_RETIRE if what == 3
-        else ORDER_DROP)
-    batch_number(&world.batch, POD_NUMBER)
+    cdef int i
     if what < 2:
-        batch_number(&world.batch, <uint64_t>contexts_again(world.strangers if what else world.ours))
+        pod_certify(world.strangers if what else world.ours)
+    elif what == 5:
+        for i in range(LOOPS):
+            order_pause(world.loops[i])
     else:
-        batch_number(&world.batch, POD_GONE)
-    order_send()
+        pod_order(ORDER_UNLISTEN if what == 2 else ORDER_RETIRE if what == 3 else ORDER_DROP, POD_GONE)
 
 
 cdef void step_honest(Script *self, int step) noexcept nogil:

@@ -1,7 +1,7 @@
 /* Where the pump meets the kernel and OpenSSL, a script can stand in. Included before everything else of the module that
  * is fuzzed; the pump's own code is the product's, to the letter.
  *
- * - socket(), connect(): pairs of local sockets, whose far ends the script holds
+ * - socket(), connect(): pairs of local sockets, whose far ends the script holds; getpeername(), getsockname(): their names
  * - close(): a descriptor is closed once, and every one of them is
  * - recv(), SSL_read(): what was not received may not be looked at
  * - plain: TLS is left out, and the bytes of a tunnel are HTTP/2 at once */
@@ -40,6 +40,8 @@ static unsigned char seam_open[SEAM_DESCRIPTORS];
 static long seam_opened;             /* and not closed */
 static int seam_fars[SEAM_FARS];     /* descriptors of far ends, in the order they were made */
 static int seam_far_count;
+static struct sockaddr_storage seam_peer;  /* of the next connection that is accepted */
+static struct sockaddr_storage seam_local;
 static int seam_nears[SEAM_FARS];    /* and of the pump's, which may be closed by now */
 static unsigned char seam_resets[SEAM_DESCRIPTORS]; /* local sockets know no RST: it is read where FIN would be */
 
@@ -101,6 +103,13 @@ static int seam_connect(int fd, const struct sockaddr *to, socklen_t size)
     seam_code = 0;
     errno = code;
     return code ? -1 : 0;
+}
+
+static int seam_named(const struct sockaddr_storage *name, struct sockaddr *into, socklen_t *size)
+{
+    *size = name->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+    memcpy(into, name, *size);
+    return 0;
 }
 
 static void seam_received(void *into, ssize_t count, size_t limit)
@@ -225,6 +234,8 @@ static size_t seam_identity(const char *text)
 #define close(fd) seam_close(fd)
 #define socket(family, type, protocol) seam_socket(family, type, protocol)
 #define connect(fd, to, size) seam_connect(fd, to, size)
+#define getpeername(fd, into, size) seam_named(&seam_peer, into, size)
+#define getsockname(fd, into, size) seam_named(&seam_local, into, size)
 #define recv(fd, into, limit, flags) seam_recv(fd, into, limit, flags)
 #define getsockopt(fd, level, name, value, size) seam_getsockopt(fd, level, name, value, size)
 #define SSL_read(ssl, into, limit) seam_SSL_read(ssl, into, limit)

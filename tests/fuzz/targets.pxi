@@ -20,14 +20,14 @@ cdef const char *PERMITS_NONE = b"\0\0\6\4\0\0\0\0\0" b"\0\3\0\0\0\0"
 cdef const char *GOES = b"\0\0\0\4\0\0\0\0\0" b"\0\0\x08\7\0\0\0\0\0" b"\0\0\0\0\0\0\0\0"
 
 
-cdef int spoilt = 0          # to see whether the judges are awake: 1 a descriptor is left, 2 a byte is read that never came
+cdef int spoilt = 0          # are the judges awake? 1 a descriptor is left, 2 a byte is read that never came
 
 
 cdef void play(Target target, uint8_t how, Script *script) noexcept nogil:
     cdef Script first
     cdef uint8_t number = 8 if how & STRANGE else 0
     global seam_small
-    world_begin(True)
+    world_begin()
     world.automatic = how & AUTOMATIC
     world.strange = (how & STRANGE) != 0
     if target == TARGET_CLIENT and how & (NO_STREAMS | GOING):
@@ -50,9 +50,9 @@ cdef void play(Target target, uint8_t how, Script *script) noexcept nogil:
     world.automatic = how & AUTOMATIC
     script_run(script)
     if spoilt == 1:
-        seam_mark(dup_(0))
+        seam_mark(dup_(<int>world.loops[0].home))
     elif spoilt == 2:
-        world.shared.threads += world.loop.plain[PLAIN - 1]
+        world.shared.threads += world.loops[0].plain[PLAIN - 1]
     world_end()
 
 
@@ -129,7 +129,7 @@ cdef char *welcome_line(bint expected, const uint8_t *data, size_t length) noexc
         line = copy_text(<const char *>at, stop - at)
         domain = seam_identity(line) if strlen(line) == <size_t>(stop - at) else 0
         at = stop + 1
-        if domain and (not expected or strstr_line(line)):
+        if domain and (not expected or is_expected(line)):
             welcome = welcome or expected or domain == 13 and memcmp(line + 9, b"cluster.local", 13) == 0
             if first == NULL:
                 first = line
@@ -141,8 +141,9 @@ cdef char *welcome_line(bint expected, const uint8_t *data, size_t length) noexc
     return first
 
 
-cdef bint strstr_line(const char *line) noexcept nogil:
-    return strcmp(line, b"spiffe://cluster.local/ns/a/sa/b") == 0 or strcmp(line, b"spiffe://other.domain/ns/c/sa/d") == 0
+cdef bint is_expected(const char *line) noexcept nogil:
+    return (strcmp(line, b"spiffe://cluster.local/ns/a/sa/b") == 0
+            or strcmp(line, b"spiffe://other.domain/ns/c/sa/d") == 0)
 
 
 cdef void certificate_target(uint8_t how, const uint8_t *data, size_t length) noexcept nogil:

@@ -1,5 +1,5 @@
-# One loop of the pump whose turns, clock, peers, applications and decisions are all the script's: the same input does the
-# same each time.
+# Two loops of the pump whose turns, clock, peers, applications and decisions are all the script's: the same input does
+# the same each time. One is the pod's home, the other may be handed what that has accepted.
 
 cdef extern from *:  # seams.h and honest.h come before everything
     enum: SEAM_FARS
@@ -7,6 +7,9 @@ cdef extern from *:  # seams.h and honest.h come before everything
     int *seam_fars
     long seam_opened
     X509 *seam_certificate
+    cdef struct sockaddr_storage:
+        pass
+    sockaddr_storage seam_peer, seam_local
     void seam_fail(const char *) noexcept nogil
     int seam_mark(int) noexcept nogil
     int seam_pair() noexcept nogil
@@ -34,7 +37,8 @@ cdef extern from "openssl/ssl.h" nogil:
 
 cdef enum:
     SPINS = 2000             # turns after which a loop that finds no rest is at fault
-    POD_NUMBER = 1
+    LOOPS = 2
+    POD_NUMBER = 2           # its home is the first loop
     SOME = 4096
 
 
@@ -61,11 +65,12 @@ cdef struct Known:
 
 cdef struct World:
     Shared shared
-    Loop *loop
+    Loop *loops[2]
     Far fars[60]
     int far_count
     Known known[1024]
     int known_count
+    int gone                 # pods that Python was told are
     Contexts *ours           # the pod's
     Contexts *theirs         # a member's
     Contexts *strangers      # of another trust domain
@@ -99,7 +104,7 @@ cdef Contexts *contexts_again(const Contexts *of) noexcept nogil:
     cdef Contexts *self = <Contexts *>make(sizeof(Contexts))
     SSL_CTX_up_ref(of.server)
     SSL_CTX_up_ref(of.client)
-    self.server, self.client = of.server, of.client
+    self.server, self.client, self.holders = of.server, of.client, LOOPS
     self.identity = copy_text(of.identity, strlen(of.identity))
     return self
 
@@ -139,16 +144,25 @@ cdef void far_hear(Far *self, size_t limit) noexcept nogil:
             honest_hears(self.ssl, world.heard, <int>count)
 
 
-cdef bint world_turn() noexcept nogil:
+cdef bint loop_turned(Loop *self) noexcept nogil:
     """False: there was nothing to do, nor is there."""
     cdef epoll_event events[EVENTS]
-    cdef int count = epoll_wait(world.loop.epoll, events, EVENTS, 0)
-    world.loop.now = world.now
-    loop_turn(world.loop, events, max(count, 0))
-    loop_report_now(world.loop)
+    cdef int count = epoll_wait(self.epoll, events, EVENTS, 0)
+    self.now = world.now
+    loop_turn(self, events, max(count, 0))
+    loop_report_now(self)
+    return count > 0 or self.tasks.first != NULL or self.flushes.first != NULL
+
+
+cdef bint world_turn() noexcept nogil:
+    """As loop_turned, of both."""
+    cdef bint busy = False
+    cdef int i
+    for i in range(LOOPS):
+        busy = loop_turned(world.loops[i]) or busy
     fars_adopt()
     facts_read()
-    return count > 0 or world.loop.tasks.first != NULL or world.loop.flushes.first != NULL
+    return busy
 
 
 cdef void world_decide() noexcept nogil:
@@ -178,32 +192,53 @@ cdef void world_settle() noexcept nogil:
 # Beginning and end
 
 
-cdef void world_begin(int listeners) noexcept nogil:
+cdef void pod_order(Order kind, uint64_t value) noexcept nogil:
+    """To each loop, its home first."""
+    cdef int i
+    for i in range(LOOPS):
+        batch_begin(&world.batch, kind)
+        batch_number(&world.batch, POD_NUMBER)
+        batch_number(&world.batch, value)
+        order_send(world.loops[i])
+
+
+cdef void pod_certify(const Contexts *of) noexcept nogil:
+    pod_order(ORDER_CREDENTIALS, <uint64_t>contexts_again(of))
+
+
+cdef void pod_enrol() noexcept nogil:
+    cdef int home = <int>world.loops[0].home
+    cdef Common *common = common_new(
+        LOOPS, POD_NUMBER, 1, copy_text(b"pod", 3), copy_text(b"cluster.local", 13), seam_mark(dup_(home)))
+    cdef int i, door
+    for i in range(LOOPS):
+        batch_begin(&world.batch, ORDER_POD)
+        batch_number(&world.batch, <uint64_t>common)
+        for door in range(DOORS):
+            # Nobody connects to this one.
+            batch_number(&world.batch, <uint64_t><int64_t>(seam_mark(dup_(home)) if i == 0 and door == 0 else -1))
+        order_send(world.loops[i])
+
+
+cdef void world_begin() noexcept nogil:
     """A pod with a certificate; nothing else."""
     global seam_end, seam_code, seam_small
-    cdef int door
-    world.now = world.loop.now = 1000.0
-    world.loop.serial = 0
-    memset(world.loop.logged_since, 0, sizeof(world.loop.logged_since))
+    cdef Loop *loop
+    cdef int i
+    for i in range(LOOPS):
+        loop = world.loops[i]
+        loop.now = 1000.0
+        loop.serial = 0
+        memset(loop.logged_since, 0, sizeof(loop.logged_since))
+        memset(loop.allowances.table, 0, ALLOWANCES * sizeof(Allowance))
+        loop.allowances.seed = 1
+    world.now = 1000.0
     memset(world.shared.refused, 0, sizeof(world.shared.refused))
     seam_end = seam_code = seam_small = 0
-    world.haste, world.asked, world.dialled = NULL, 0, 0
+    world.haste, world.asked, world.dialled, world.gone = NULL, 0, 0, 0
     world.automatic, world.said, world.said_length, world.strange = CHOOSE_NOTHING, NULL, 0, False
-    batch_begin(&world.batch, ORDER_POD)
-    batch_number(&world.batch, POD_NUMBER)
-    batch_number(&world.batch, 1)
-    batch_text(&world.batch, b"pod")
-    batch_text(&world.batch, b"cluster.local")
-    batch_number(&world.batch, seam_mark(dup_(<int>world.loop.home)))
-    for door in range(DOORS):
-        # A pod with a listener stays although nobody is connected; nobody connects to this one.
-        batch_number(&world.batch, <uint64_t><int64_t>(
-            seam_mark(dup_(<int>world.loop.home)) if door == 0 and listeners else -1))
-    order_send()
-    batch_begin(&world.batch, ORDER_CREDENTIALS)
-    batch_number(&world.batch, POD_NUMBER)
-    batch_number(&world.batch, <uint64_t>contexts_again(world.ours))
-    order_send()
+    pod_enrol()
+    pod_certify(world.ours)
 
 
 cdef void expect(bint held, const char *otherwise) noexcept nogil:
@@ -211,18 +246,34 @@ cdef void expect(bint held, const char *otherwise) noexcept nogil:
         seam_fail(otherwise)
 
 
+cdef void loop_over(Loop *self) noexcept nogil:
+    """Nothing may be left."""
+    cdef int i
+    expect(self.connections.count == 0, b"a connection is left in the table")
+    expect(self.pods == NULL, b"a pod is left")
+    expect(self.tasks.first == NULL and self.flushes.first == NULL, b"a task is left")
+    for i in range(SPANS):
+        expect(self.timers[i].first == NULL, b"a timer is left")
+    for i in range(GROUP_CHAINS):
+        expect(self.groups.chains[i] == NULL, b"a group is left")
+    for i in range(PEER_CHAINS):
+        expect(self.peers.chains[i] == NULL, b"a peer is left")
+    connections_free(&self.connections)
+    self.connections.size = 0
+
+
 cdef void world_end() noexcept nogil:
-    """Everything ends, as when the agent stops; and then nothing may be left."""
+    """Everything ends, as when the agent stops."""
     cdef int i
     global seam_far_count
-    order_stop(world.loop)
-    world.loop.stopped = False
+    for i in range(LOOPS):
+        order_clear(world.loops[i])
     world_turn()
-    order_stop(world.loop)  # what said its last words in that turn
-    world.loop.stopped = False
-    bury_all(world.loop)
-    loop_report_now(world.loop)
-    facts_read()
+    for i in range(LOOPS):
+        order_stop(world.loops[i])
+        world.loops[i].stopped = False
+    world_turn()
+    world_turn()  # what one loop told the other in that
     for i in range(world.far_count):
         if world.fars[i].fd >= 0:
             real_close(world.fars[i].fd)
@@ -232,20 +283,12 @@ cdef void world_end() noexcept nogil:
     expect(world.dialled <= world.asked * world.shared.limits.attempts * world.shared.limits.attempts,
            b"a peer was dialled over and over")
     expect(world.known_count == 0, b"a connection never ended")
+    expect(world.gone == 1, b"of a pod's end Python was not told once")
     expect(world.shared.connections == 0, b"the count of connections is wrong")
     expect(world.shared.tunnels == 0, b"the count of tunnels is wrong")
-    expect(world.loop.connections.count == 0, b"a connection is left in the table")
-    expect(world.loop.pods == NULL, b"a pod is left")
-    expect(world.loop.tasks.first == NULL and world.loop.flushes.first == NULL, b"a task is left")
-    for i in range(SPANS):
-        expect(world.loop.timers[i].first == NULL, b"a timer is left")
-    for i in range(GROUP_CHAINS):
-        expect(world.loop.groups.chains[i] == NULL, b"a group is left")
-    for i in range(PEER_CHAINS):
-        expect(world.loop.peers.chains[i] == NULL, b"a peer is left")
+    for i in range(LOOPS):
+        loop_over(world.loops[i])
     expect(seam_opened == 0, b"a descriptor is left open")
-    connections_free(&world.loop.connections)
-    world.loop.connections.size = 0
 
 
 cdef int world_make(dict engine, ours, theirs, strangers) except -1:
@@ -253,13 +296,15 @@ cdef int world_make(dict engine, ours, theirs, strangers) except -1:
     global seam_certificate
     if wire_prepare() != 0:
         raise MemoryError
-    world.shared.threads = 1
+    world.shared.threads, world.shared.loops = LOOPS, world.loops
+    cdef int i
     pthread_mutex_init(&world.shared.facts.lock, NULL)
     fill_limits(&world.shared.limits, engine["limits"], engine["server"], engine["client"], engine["http"])
     for reason, status in engine["statuses"].items():
         world.shared.status[<int>reason] = status
     world.shared.facts.bell = bell()
-    world.loop = loop_new(&world.shared, 0, bell())
+    for i in range(LOOPS):
+        world.loops[i] = loop_new(&world.shared, i, bell())
     world.heard = <uint8_t *>make(SOME)
     world.ours, world.theirs, world.strangers = contexts_new(ours), contexts_new(theirs), contexts_new(strangers)
     world.nobody = SSL_new(world.ours.server)

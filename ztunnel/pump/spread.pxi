@@ -148,3 +148,4 @@ cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
     if tunnel_take(tunnel):
         buffer_free(&tunnel.early)
         task_queue(&loop.tasks, &tunnel.step)
+    loop.feed_left = 0  # a tunnel that is over has not taken all, and goes with its `early`
