@@ -230,7 +230,7 @@ cdef int loop_patience(Loop *self) noexcept nogil:
 cdef void loop_orders(void *of, uint32_t events) noexcept nogil:
     cdef Loop *self = <Loop *>of
     cdef Cursor rest, record
-    cdef uint64_t ticket
+    cdef uint64_t ticket, one = 1
     pthread_mutex_lock(&self.lock)
     ticket = self.asked
     pthread_mutex_unlock(&self.lock)
@@ -245,6 +245,8 @@ cdef void loop_orders(void *of, uint32_t events) noexcept nogil:
     pthread_mutex_lock(&self.lock)
     self.answered = ticket
     pthread_cond_broadcast(&self.answer)
+    if self.asked != ticket:  # who asked since then has rung, too, and mail_take may have silenced that
+        write_(self.orders.bell, &one, sizeof(one))
     pthread_mutex_unlock(&self.lock)
 
 

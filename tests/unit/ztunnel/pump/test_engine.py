@@ -820,3 +820,10 @@ def open_ones(listeners: Listeners) -> list[str]:
 def duplicates(listeners: Listeners) -> Listeners:
     held = {name: getattr(listeners, name) for name in NAMES}
     return Listeners(**{name: None if fd is None else os.dup(fd) for name, fd in held.items()})
+
+
+async def test_whoever_waits_for_a_thread_is_answered() -> None:
+    """Asked while it takes what was sent just before; one time in some ten thousand nobody woke it again."""
+    async with pair() as made:
+        for _ in range(100_000):
+            made.client.engine._pump.unlisten(4711)  # of a pod that is not there
