@@ -48,7 +48,7 @@ fuzz() {
   mkdir -p "$found/$target"
   if nice -n 19 "$make/$target" -max_total_time="$seconds" -max_len=4096 -timeout=60 -print_final_stats=1 \
     -dict="$(dictionary "$target")" -artifact_prefix="$found/$target-" "$found/$target" "$here/corpus/$target" >"$log" 2>&1; then
-    awk -v target="$target" '/ DONE / {cov = $4; ft = $6} /number_of_executed/ {runs = $2} /average_exec/ {each = $2}
+    awk -v target="$target" '/\tDONE / {cov = $4; ft = $6} /number_of_executed/ {runs = $2} /average_exec/ {each = $2}
       END {printf "%-12s %d inputs, %d a second, %d edges, %d features\n", target, runs, each, cov, ft}' "$log"
   else
     tail -60 "$log"
