@@ -11,6 +11,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       system, openssl  declarations
       memory      where structs come from and when they go; Lost; reasons
       timer       deadlines and postponed work
+      turn        which pod has the thread
       batch       records that cross between threads
       address, identity, netns
       allowance   what an address may cost a pod before anything is decided

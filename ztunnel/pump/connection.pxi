@@ -135,7 +135,7 @@ cdef void connection_unlink(Connection *self) noexcept nogil:
 
 cdef void connection_wake(Connection *self) noexcept nogil:
     if not self.over:
-        task_queue(&self.loop.tasks, &self.step)
+        turn_task(self.loop, &self.pod.turn, &self.step)
 
 
 cdef void connection_socket_changed(void *of) noexcept nogil:

@@ -52,14 +52,14 @@ cdef void listener_close(Listener *self) noexcept nogil:
 cdef void listener_ready(void *of, uint32_t events) noexcept nogil:
     cdef Listener *self = <Listener *>of
     if self.pause.list == NULL:
-        task_queue(&self.pod.loop.tasks, &self.accept)
+        turn_task(self.pod.loop, &self.pod.turn, &self.accept)
 
 
 cdef void listener_resume(void *of) noexcept nogil:
     cdef Listener *self = <Listener *>of
     if self.watch < 0:
         listener_start(self)
-    task_queue(&self.pod.loop.tasks, &self.accept)
+    turn_task(self.pod.loop, &self.pod.turn, &self.accept)
 
 
 cdef void listener_rest(Listener *self, int code) noexcept nogil:
@@ -93,7 +93,7 @@ cdef void listener_accept(void *of) noexcept nogil:
             fact_deaf(self.pod)
             return
         # Otherwise the peer was faster (ECONNABORTED and what else accept(2) lists).
-    task_queue(&loop.tasks, &self.accept)
+    turn_task(loop, &self.pod.turn, &self.accept)
 
 
 cdef void listener_accepted(Listener *self, int fd) noexcept nogil:

@@ -1,11 +1,10 @@
 # One thread with one epoll, and what all threads of an engine share.
 #
-# A turn: readiness of sockets, orders, timers, then tasks (reading, relaying), then flushes (framing, encrypting,
-# sending), so that what many streams of a tunnel have to say leaves in one record and one write.
+# A round: readiness of sockets, orders, timers, then the pods' turns: tasks (reading, relaying), then flushes (framing,
+# encrypting, sending), so that what many streams of a tunnel have to say leaves in one record and one write.
 
 cdef enum:
-    EVENTS = 128             # of one turn
-    ROUNDS = 4               # of tasks and flushes in one turn
+    EVENTS = 128             # of one round
     CIPHER = 128 << 10       # read from a tunnel's socket at once
     PLAIN = 144 << 10        # the same decrypted, and a record's room
     CHUNK = 64 << 10         # read from an application's socket at once
@@ -76,8 +75,8 @@ cdef struct Loop:
     int watch_count
     int vacant
     Timers timers[11]
-    Tasks tasks
-    Tasks flushes
+    Turns sparse             # pods that have something to do: those that had nothing before
+    Turns busy               # and those that always have
     Corpse *dead
     Batch facts
     bint urgent              # somebody waits for what one of them will be answered with
@@ -153,7 +152,7 @@ cdef void loop_forget(Loop *self, int index, int fd) noexcept nogil:
 
 
 cdef void bury(Loop *self, Corpse *corpse, void (*dispose)(void *) noexcept nogil, void *of) noexcept nogil:
-    """`of` is freed by `dispose` when the turn is over. Once."""
+    """`of` is freed by `dispose` when the round is over. Once."""
     if corpse.of != NULL:
         return
     corpse.of, corpse.dispose = of, dispose
@@ -215,7 +214,7 @@ cdef int loop_patience(Loop *self) noexcept nogil:
     cdef double due = -1, left
     cdef int span
     cdef Timer *timer
-    if self.tasks.first != NULL or self.flushes.first != NULL:
+    if turns_waiting(self):
         return 0
     for span in range(SPANS):
         timer = self.timers[span].first
@@ -270,7 +269,7 @@ cdef void loop_report(Loop *self) noexcept nogil:
         timer_start(self, &self.report, REPORT, loop_report_now, self)
 
 
-cdef void loop_turn(Loop *self, epoll_event *events, int count) noexcept nogil:
+cdef void loop_round(Loop *self, epoll_event *events, int count) noexcept nogil:
     cdef int i
     cdef uint32_t index
     cdef Watch *watch
@@ -280,11 +279,7 @@ cdef void loop_turn(Loop *self, epoll_event *events, int count) noexcept nogil:
         if watch.generation == <uint32_t>(events[i].data.u64 >> 32) and watch.ready != NULL:
             watch.ready(watch.owner, events[i].events)
     loop_timers(self)
-    for i in range(ROUNDS):
-        if self.tasks.first == NULL and self.flushes.first == NULL:
-            break
-        tasks_run(&self.tasks)
-        tasks_run(&self.flushes)
+    turns_run(self)
     loop_report(self)
     bury_all(self)
 
@@ -302,7 +297,7 @@ cdef void *loop_run(void *of) noexcept nogil:
             if errno != EINTR:
                 die(b"epoll_wait failed")
             count = 0
-        loop_turn(self, events, count)
+        loop_round(self, events, count)
     loop_report_now(self)
     return NULL
 

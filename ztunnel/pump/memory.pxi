@@ -1,7 +1,7 @@
 # Where memory comes from, and when it goes.
 #
-# Every struct is made by `make` and belongs to one thread. What dies in the middle of a turn of the loop may still be in
-# the hands of a function further up: it is marked dead there and then, and freed by `bury_all` when the turn is over. So
+# Every struct is made by `make` and belongs to one thread. What dies in the middle of a round of the loop may still be in
+# the hands of a function further up: it is marked dead there and then, and freed by `bury_all` when the round is over. So
 # nothing is freed while it can be used, and whoever comes across something dead leaves it alone.
 
 

@@ -33,6 +33,7 @@ cdef struct Pod:
     int netns
     Contexts *contexts       # held; NULL until there are some
     bint listening
+    Turn turn
     Listener listeners[6]
     Connection *first
     Tunnel *tunnels          # accepted
@@ -178,6 +179,7 @@ cdef void pod_drop(Pod *self, int reason, const char *detail) noexcept nogil:
         connection_fail(self.first, reason, detail)
     groups_of(self, True, reason, detail)
     pod_drop_tunnels(self, reason, detail)
+    turn_leave(&self.turn)
     common_release(self.loop, self.common)
     self.common, self.share, self.name, self.trust_domain, self.netns = NULL, NULL, b"a pod that is gone", b"", -1
     bury(self.loop, &self.corpse, pod_dispose, self)

@@ -99,7 +99,7 @@ cdef void groups_free(Groups *self) noexcept nogil:
 
 cdef void group_wake(Group *self) noexcept nogil:
     if not self.gone:
-        task_queue(&self.loop.tasks, &self.serve)
+        turn_task(self.loop, &self.pod.turn, &self.serve)
 
 
 # Who waits

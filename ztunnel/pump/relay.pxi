@@ -3,10 +3,6 @@
 # It reads from one end only while the other has room, so what it holds is nothing. A step moves a bounded amount, so
 # that no connection keeps the others waiting.
 
-cdef enum:
-    CHUNKS = 2               # of one direction in one step
-
-
 cdef struct End:
     # One of the two is set, or none. Owned by the connection until it is aborted, closed or refused.
     Socket *socket
@@ -124,20 +120,14 @@ cdef int way_move_stream(Way *self, Stream *source, End *sink, size_t room, uint
 cdef int way_move(Way *self, End *source, End *sink, uint64_t *moved) noexcept nogil:
     """As way_move_socket."""
     cdef size_t room
-    cdef int i, more
-    for i in range(CHUNKS):
-        if self.ended or end_lost(sink):
-            return 0
-        room = end_room(sink)
-        if room == 0:
-            return -1 if end_lost(source) else 0  # nobody will read up to the error
-        if source.socket != NULL:
-            more = way_move_socket(self, source.socket, sink, room, moved)
-        else:
-            more = way_move_stream(self, source.stream, sink, room, moved)
-        if more <= 0:
-            return more
-    return 1
+    if self.ended or end_lost(sink):
+        return 0
+    room = end_room(sink)
+    if room == 0:
+        return -1 if end_lost(source) else 0  # nobody will read up to the error
+    if source.socket != NULL:
+        return way_move_socket(self, source.socket, sink, room, moved)
+    return way_move_stream(self, source.stream, sink, room, moved)
 
 
 cdef bint way_lost_unread(const Way *self, const End *source) noexcept nogil:

@@ -147,5 +147,5 @@ cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
     loop.feed, loop.feed_left = buffer_start(&tunnel.early), tunnel.early.length
     if tunnel_take(tunnel):
         buffer_free(&tunnel.early)
-        task_queue(&loop.tasks, &tunnel.step)
+        turn_task(loop, &pod.turn, &tunnel.step)
     loop.feed_left = 0  # a tunnel that is over has not taken all, and goes with its `early`

@@ -105,14 +105,17 @@ cdef inline void task_queue(Tasks *queue, Task *self) noexcept nogil:
     queue.last = self
 
 
-cdef inline void tasks_run(Tasks *queue) noexcept nogil:
-    """Those that wait now; those that they queue wait for the next time, whichever of them is cancelled meanwhile."""
+cdef inline double tasks_run(Tasks *queue, double now, double until) noexcept nogil:
+    """Those that wait now, as many as begin before `until`; those that they queue wait for the next time, whichever of
+    them is cancelled meanwhile. The time after the last."""
     cdef Task mark
     cdef Task *task
     memset(&mark, 0, sizeof(mark))
     task_queue(queue, &mark)
-    while queue.first != &mark:
+    while queue.first != &mark and now < until:
         task = queue.first
         task_cancel(task)
         task.run(task.owner)
+        now = clock_now()
     task_cancel(&mark)
+    return now

@@ -4,12 +4,11 @@
 # without reading it is bounded by the HTTP/2 session, and at last by MOST_UNSENT.
 
 cdef enum:
-    READS = 8                # of one task
     PIECES = 32              # frames of one write
     # Framed at once: what the socket does not take of it waits before the next stream's turn. Seven full frames, each a
     # TLS record, leave in two packets of the kernel's largest size; a little more would need a third for the rest.
     PULL = 7 << 14
-    PULLS = 8                # of one task
+    LAST_PULLS = 8           # of last words
     MOST_UNSENT = 4 << 20    # answers to TLS messages that a peer provokes and does not read
 
 
@@ -72,7 +71,7 @@ cdef Tunnel *tunnel_new(
     self.freed.run, self.freed.owner = tunnel_freed, self
     socket.changed, socket.owner = tunnel_socket_changed, self
     timer_start(loop, &self.timer, HANDSHAKE, tunnel_late, self)
-    task_queue(&loop.tasks, &self.step)
+    turn_task(loop, &pod.turn, &self.step)
     atomic_add(&loop.shared.tunnels, 1, RELAXED)
     return self
 
@@ -89,12 +88,12 @@ cdef void tunnel_dispose(void *of) noexcept nogil:
 
 cdef inline void tunnel_flush_soon(Tunnel *self) noexcept nogil:
     if not self.over:
-        task_queue(&self.loop.flushes, &self.flush)
+        turn_flush(self.loop, &self.pod.turn, &self.flush)
 
 
 cdef inline void tunnel_freed_soon(Tunnel *self) noexcept nogil:
     if not self.over:
-        task_queue(&self.loop.tasks, &self.freed)
+        turn_task(self.loop, &self.pod.turn, &self.freed)
 
 
 cdef inline bint tunnel_retired(const Tunnel *self) noexcept nogil:
@@ -139,7 +138,7 @@ cdef void tunnel_socket_changed(void *of) noexcept nogil:
     if self.over:
         return
     if self.socket.readable or self.socket.error:
-        task_queue(&self.loop.tasks, &self.step)
+        turn_task(self.loop, &self.pod.turn, &self.step)
     if self.stalled and self.socket.writable:
         tunnel_flush_soon(self)
 
@@ -149,7 +148,6 @@ cdef void tunnel_step(void *of) noexcept nogil:
     cdef Tunnel *self = <Tunnel *>of
     cdef Socket *sock = self.socket
     cdef ssize_t count
-    cdef int i
     if self.over:
         return
     if self.group != NULL and not self.greeted:  # the client speaks first
@@ -158,25 +156,22 @@ cdef void tunnel_step(void *of) noexcept nogil:
         tunnel_shake(self)
         if self.over:
             return
-    for i in range(READS):
-        count = socket_read(sock, self.loop.cipher, CIPHER)
-        if count == NOTHING:
-            return
-        if count == 0:
-            tunnel_lose_explained(self, TUNNEL_LOST, b"the peer closed the connection")
-            return
-        if count == FAILED:
-            tunnel_lose_explained(self, socket_reason(sock), error_text(sock.error))
-            return
-        self.loop.feed, self.loop.feed_left = self.loop.cipher, count
-        if not tunnel_take(self):
-            return
-        if self.bound_for != NULL:
-            spread_hand_over(self)
-            return
-        if socket_drained(sock, count, CIPHER):
-            return
-    task_queue(&self.loop.tasks, &self.step)
+    count = socket_read(sock, self.loop.cipher, CIPHER)
+    if count == NOTHING:
+        return
+    if count == 0:
+        tunnel_lose_explained(self, TUNNEL_LOST, b"the peer closed the connection")
+        return
+    if count == FAILED:
+        tunnel_lose_explained(self, socket_reason(sock), error_text(sock.error))
+        return
+    self.loop.feed, self.loop.feed_left = self.loop.cipher, count
+    if not tunnel_take(self):
+        return
+    if self.bound_for != NULL:
+        spread_hand_over(self)
+    elif not socket_drained(sock, count, CIPHER):
+        turn_task(self.loop, &self.pod.turn, &self.step)
 
 
 cdef bint tunnel_take(Tunnel *self) noexcept nogil:
@@ -413,7 +408,6 @@ cdef void tunnel_send_out(Tunnel *self) noexcept nogil:
 cdef void tunnel_flush(void *of) noexcept nogil:
     """Frame, encrypt and send as much as the socket takes, within bounds."""
     cdef Tunnel *self = <Tunnel *>of
-    cdef int i
     cdef bint last
     if self.over:
         return
@@ -421,27 +415,25 @@ cdef void tunnel_flush(void *of) noexcept nogil:
     if self.session == NULL:
         socket_send(self.socket)
         return
-    for i in range(PULLS):
-        if self.socket.out.length or self.socket.error:
-            break
+    if self.socket.out.length == 0 and self.socket.error == 0:
         core.session_fill(self.session, PULL)
         if not tunnel_events(self):
             return
         tunnel_find_room(self)
         if self.session.out.length == 0:
-            if self.refused == NULL:
-                return
-            tunnel_end_refused(self)
-            continue
+            if self.refused != NULL:
+                tunnel_end_refused(self)
+                tunnel_flush_soon(self)
+            return
         last = self.session.out.length < PULL and self.refused == NULL
         tunnel_send_out(self)
         if last and self.socket.out.length == 0 and self.socket.error == 0:
             return
     self.stalled = self.socket.out.length != 0
     if self.socket.error:
-        task_queue(&self.loop.tasks, &self.step)
+        turn_task(self.loop, &self.pod.turn, &self.step)
     elif not self.stalled:
-        task_queue(&self.loop.flushes, &self.flush)
+        tunnel_flush_soon(self)
 
 
 cdef void tunnel_find_room(Tunnel *self) noexcept nogil:
@@ -608,7 +600,7 @@ cdef void tunnel_last_words(Tunnel *self) noexcept nogil:
     """GOAWAY and close_notify, as far as the socket takes them. Whatever goes wrong with it, the socket is closed."""
     cdef int i
     if self.session != NULL:
-        for i in range(PULLS):
+        for i in range(LAST_PULLS):
             if self.socket.out.length or self.socket.error:
                 break
             core.session_fill(self.session, PULL)

@@ -98,12 +98,21 @@ class Node:
         self.engine = PumpEngine(self.memory, self._report, limits=limits, threads=threads)
         self.enrol(trust_domain, start=start, given=listeners)
 
-    def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True, given: Listeners | None = None) -> None:
+    def _add(self, pod: str, trust_domain: str, given: Listeners | None) -> Listeners:
         netns = os.open(self._netns, os.O_RDONLY)
         try:
-            self.listeners: Listeners = self.engine.add_pod(self.pod, netns, trust_domain, self._addresses, given)
+            return self.engine.add_pod(pod, netns, trust_domain, self._addresses, given)
         finally:
             os.close(netns)
+
+    def enrol_another(self, pod: str) -> Listeners:
+        """Another pod of the same engine."""
+        listeners = self._add(pod, "cluster.local", None)
+        self.engine.start_pod(pod)
+        return listeners
+
+    def enrol(self, trust_domain: str = "cluster.local", *, start: bool = True, given: Listeners | None = None) -> None:
+        self.listeners: Listeners = self._add(self.pod, trust_domain, given)
         if start:
             self.engine.start_pod(self.pod)
         # As numbers, because the descriptors die with the listeners.
