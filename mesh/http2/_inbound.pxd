@@ -111,7 +111,7 @@ cdef inline int on_header(
     if self.block_size > self.config.max_header_list_size:
         # libnghttp2 would answer INTERNAL_ERROR; the first RST_STREAM queued for a stream is the one that is sent.
         nghttp2_submit_rst_stream(ng, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_ENHANCE_YOUR_CALM)
-        if not self.config.client and not charge(&self.config.resets, self.now):
+        if not self.config.client and not charge(self.resets, self.now):
             return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many streams with too large headers")
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     if name_length == 7 and name[0] == c":" and name[1] == c"s" and name[2] == c"t":
@@ -179,7 +179,7 @@ cdef inline int on_message_frame(Session *self, const nghttp2_frame *frame) noex
 cdef inline int on_reset_frame(Session *self, const nghttp2_frame *frame) noexcept nogil:
     cdef Stream *stream = table_find(&self.streams, frame.hd.stream_id)
     cdef Event *event
-    if not self.config.client and not charge(&self.config.resets, self.now):
+    if not self.config.client and not charge(self.resets, self.now):
         return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many RST_STREAM frames")
     if stream == NULL or stream.reset_here:
         return 0
@@ -234,7 +234,7 @@ cdef inline int on_frame(nghttp2_session *ng, const nghttp2_frame *frame, void *
 cdef inline int on_invalid_frame(nghttp2_session *ng, const nghttp2_frame *frame, int error, void *user) noexcept nogil:
     cdef Session *self = <Session *>user
     self.detail = nghttp2_strerror(error)
-    if not self.config.client and not charge(&self.config.resets, self.now):
+    if not self.config.client and not charge(self.resets, self.now):
         return violated(self, NGHTTP2_ENHANCE_YOUR_CALM, b"too many frames that had to be answered with RST_STREAM")
     return 0
 

@@ -78,6 +78,7 @@ cdef struct Config:
 cdef struct Session:
     nghttp2_session *ng
     Config config
+    Bucket *resets           # of `config`, or one that sessions of the same peer have in common, which outlives them
     Table streams
     Queue ready              # have something to send, in turn
     Queue blocked            # have something to send, and no window for it

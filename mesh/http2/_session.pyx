@@ -70,6 +70,7 @@ cdef Session *session_new(const Config *config) noexcept nogil:
     cdef int failed = NGHTTP2_ERR_NOMEM
     if self != NULL and callbacks != NULL and option != NULL:
         self.config = config[0]
+        self.resets = &self.config.resets
         if config.client:
             failed = nghttp2_session_client_new2(&self.ng, callbacks, self, option)
         else:

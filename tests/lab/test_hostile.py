@@ -50,7 +50,7 @@ from tests.lab.test_faults import HOSE
 from tests.lab.test_mesh import CLUSTER as MESH
 
 OUTSIDER = SpiffeId("cluster.local", "plain", "outsider")
-MORE = "".join(pod(f"stranger{number}", "plain", "n1") for number in range(4))
+MORE = "".join(pod(f"{name}{number}", "plain", "n1") for name in ("stranger", "snail") for number in range(4))
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PING, GOAWAY, WINDOW = 0, 1, 2, 3, 4, 6, 7, 8
 END_HEADERS, PADDED, PRIORITISED = 4, 8, 0x20
 
@@ -532,7 +532,7 @@ def test_a_storm_of_handshakes_costs_the_others_nothing_but_a_moment(
 
 def test_slow_handshakes_by_the_hundred(lab: Lab, agent: Agent) -> None:
     """From several addresses, more than the pod takes at once; a byte now and then, never a whole ClientHello."""
-    places = [in_pod(lab, f"stranger{number}", "plain") for number in range(4)]
+    places = [in_pod(lab, f"snail{number}", "plain") for number in range(4)]
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
     before = agent.refused().get("TLS_FAILED", 0)
     address, opened = ip(lab, "server"), 0

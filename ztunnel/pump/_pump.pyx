@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strchr, strcmp, strcpy, strlen
 
 from mesh.http2 cimport _session as core
+from mesh.http2._inbound cimport charge
 from mesh.http2._nghttp2 cimport (
     NGHTTP2_NV_FLAG_NONE, nghttp2_check_header_name, nghttp2_check_header_value_rfc9113, nghttp2_nv,
 )

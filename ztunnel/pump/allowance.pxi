@@ -5,12 +5,22 @@
 
 cdef enum:
     ALLOWANCES = 4096
+    FAILED_COSTS = 4         # more tokens than a handshake that comes to something
+    KNOWN = 600              # seconds that a peer is known for having proved an identity
     MOST_FACTS = 16 << 20    # bytes of facts that Python has not taken: nobody is let in until it has
 
 
+cdef struct Untold:
+    uint64_t takes           # of facts by Python, when `count` was counted
+    uint32_t count           # connections that it was told of since
+
+
 cdef struct Allowance:
-    uint64_t takes           # of facts by Python, when `untold` was counted
-    uint32_t untold          # connections that it was told of since
+    Untold untold
+    double proved            # when it last proved an identity that is welcome; 0: never
+    core.Bucket inbound      # new connections; buckets are filled when they are first used
+    core.Bucket handshakes
+    core.Bucket resets       # of streams, all its tunnels together
 
 
 cdef struct Allowances:
@@ -41,12 +51,27 @@ cdef Allowance *allowance_of(Allowances *self, uint64_t pod, const Address *addr
     return &self.table[key % ALLOWANCES]
 
 
-cdef bint allowance_tell(Allowance *self, uint64_t takes, long most) noexcept nogil:
+cdef inline core.Bucket *bucket_of(core.Bucket *self, const core.Bucket *full) noexcept nogil:
+    if self.burst == 0:
+        self[0] = full[0]
+    return self
+
+
+cdef inline bint bucket_empty(const core.Bucket *self, double now) noexcept nogil:
+    """Nothing could be charged now."""
+    return self.burst > 0 and self.tokens + (now - self.filled_at) * self.per_second < 1
+
+
+cdef inline bint untold_full(const Untold *self, uint64_t takes, long most) noexcept nogil:
+    return self.takes == takes and self.count >= most
+
+
+cdef bint untold_add(Untold *self, uint64_t takes, long most) noexcept nogil:
     """Python may be told of one more connection. Those that live are limited elsewhere; this is about those that are
     over before it has heard of them. `takes`: of facts, so far."""
-    if self.takes != takes:
-        self.takes, self.untold = takes, 0
-    if self.untold >= most:
+    if untold_full(self, takes, most):
         return False
-    self.untold += 1
+    if self.takes != takes:
+        self.takes, self.count = takes, 0
+    self.count += 1
     return True

@@ -409,7 +409,7 @@ def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
         http=http2.Limits(
             max_outbound_buffer=limits.stream_buffer,
             max_data_frame=limits.frame - _FRAME_HEADER,
-            resets=http2.Rate(burst=limits.resets, per_second=limits.resets_per_second),
+            resets=limits.resets,
         ),
         statuses={reason: reason.http_status for reason in Reason},
         threads=threads,

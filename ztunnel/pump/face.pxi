@@ -35,6 +35,12 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.handshakes_per_pod = limits.handshakes_per_pod
     self.handshakes_per_peer = limits.handshakes_per_peer
     self.untold_per_peer = limits.untold_per_peer
+    self.untold_captured = limits.untold_captured
+    fill_bucket(&self.captures, limits.captures)
+    fill_bucket(&self.inbound, limits.inbound)
+    fill_bucket(&self.inbound_of_peer, limits.inbound_of_peer)
+    fill_bucket(&self.handshakes, limits.handshakes)
+    fill_bucket(&self.handshakes_of_peer, limits.handshakes_of_peer)
     self.ping_timeout = limits.ping_timeout
     self.streams_accepted = limits.streams_accepted
     self.streams_opened = limits.streams_opened
@@ -55,6 +61,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.seconds[<int>IDLE] = limits.idle_timeout
     self.seconds[<int>LINGER] = 1.0
     self.seconds[<int>PAUSE] = 0.2
+    self.seconds[<int>REFILL] = 0.01
     self.seconds[<int>REPORT] = 0.005
     self.seconds[<int>LOOK] = 0.01
     fill_config(&self.server, False, server, http)

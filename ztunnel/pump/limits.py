@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mesh import http2
+from mesh.http2 import Rate
+
+_CAPTURES = Rate(burst=4000, per_second=4000)
+_INBOUND = Rate(burst=8000, per_second=4000)
+_INBOUND_OF_PEER = Rate(burst=4000, per_second=2000)
+_HANDSHAKES = Rate(burst=2000, per_second=500)
+_HANDSHAKES_OF_PEER = Rate(burst=400, per_second=100)
+_RESETS = Rate(burst=2000, per_second=2000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,21 @@ class Limits:
     handshakes_per_pod: int = 128  # of them, not yet through TLS
     handshakes_per_peer: int = 32  # of those, from one peer address: silence of one keeps nobody else out
     untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
+    untold_captured: int = 128  # of a pod's own: other pods wait for no more of them to be decided
+
+    # Rates. An honest pod opens 2,000 connections per second; Python decides about 2,500 on one core. A pod's own
+    # connections wait for a token in the listener's backlog, those of others are refused.
+    captures: Rate = _CAPTURES
+    inbound: Rate = _INBOUND  # to a pod: plaintext and requests
+    inbound_of_peer: Rate = _INBOUND_OF_PEER  # of them, by one address
+    # A handshake costs half a millisecond of CPU, a failed one four tokens more. Tunnels are few and live long; a pod
+    # that starts anew may meet hundreds of peers at once. Known peers need none of the pod's tokens, so that strangers
+    # from many addresses keep no member out.
+    handshakes: Rate = _HANDSHAKES  # with one pod
+    handshakes_of_peer: Rate = _HANDSHAKES_OF_PEER  # of them, by one address
+    # Streams reset by a peer, all its tunnels with a pod together: an application that resets its connections does no
+    # harm to others in the tunnel, and coming back under another connection brings no fresh ones.
+    resets: Rate = _RESETS
 
     decision_timeout: float = 30.0  # between a fact and its order
     connect_timeout: float = 10.0
@@ -38,8 +61,6 @@ class Limits:
     busy_backlog: int = 512 << 10  # unsent bytes that make a tunnel busy: new streams go to another one
     attempts: int = 3  # of a CONNECT that a peer going away has not looked at
 
-    resets: int = 2000  # of streams by a peer of ours at once, then per second: an application that
-    resets_per_second: int = 1000  # resets its connections does no harm to others in the tunnel
     frame: int = 16 << 10
     request_headers: int = 64 << 10
     response_headers: int = 16 << 10

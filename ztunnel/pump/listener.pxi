@@ -70,6 +70,19 @@ cdef void listener_rest(Listener *self, int code) noexcept nogil:
     timer_start(self.pod.loop, &self.pause, PAUSE, listener_resume, self)
 
 
+cdef inline bint listener_captures(const Listener *self) noexcept nogil:
+    return self.door == OUTBOUND4 or self.door == OUTBOUND6
+
+
+cdef bint listener_must_wait(Listener *self) noexcept nogil:
+    """The pod's own connections come faster than they are decided, or than it may open them. Nobody need be refused: who
+    waits in the backlog has time."""
+    cdef Loop *loop = self.pod.loop
+    return listener_captures(self) and (
+        bucket_empty(&self.pod.captures, loop.now)
+        or untold_full(&self.pod.untold, loop_takes(loop), loop.shared.limits.untold_captured))
+
+
 cdef void listener_accept(void *of) noexcept nogil:
     cdef Listener *self = <Listener *>of
     cdef Loop *loop = self.pod.loop
@@ -79,6 +92,9 @@ cdef void listener_accept(void *of) noexcept nogil:
         return
     for i in range(BURST):
         if self.fd < 0:
+            return
+        if listener_must_wait(self):
+            timer_start(loop, &self.pause, REFILL, listener_resume, self)
             return
         fd = accept4(self.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
@@ -100,7 +116,7 @@ cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
     cdef Pod *pod = self.pod
     cdef Address peer, local
     cdef socklen_t size = sizeof(Address)
-    cdef bint captured = self.door == OUTBOUND4 or self.door == OUTBOUND6
+    cdef bint captured = listener_captures(self)
     cdef Loop *to
     cdef char why[160]
     if getpeername(fd, &peer.any, &size) != 0:
@@ -113,7 +129,10 @@ cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
     if self.door == TUNNEL4 or self.door == TUNNEL6:
         server_accept(pod, fd, &peer, &local)
         return
-    if pod_excess(pod, why, sizeof(why)) or loop_excess(pod, &peer, why, sizeof(why)):
+    if captured:
+        charge(&pod.captures, pod.loop.now)
+        untold_add(&pod.untold, loop_takes(pod.loop), pod.loop.shared.limits.untold_captured)
+    if pod_excess(pod, why, sizeof(why)) or not captured and loop_excess(pod, &peer, why, sizeof(why)):
         close_(fd)  # RST: inherited from the listener
         count_refused(pod.loop, LIMIT, why)
         return

@@ -20,6 +20,12 @@ cdef struct Limits:
     long handshakes_per_pod
     long handshakes_per_peer
     long untold_per_peer
+    long untold_captured
+    core.Bucket captures
+    core.Bucket inbound
+    core.Bucket inbound_of_peer
+    core.Bucket handshakes
+    core.Bucket handshakes_of_peer
     double ping_timeout
     long streams_accepted
     long streams_opened
@@ -31,7 +37,7 @@ cdef struct Limits:
     int32_t stream_window_max
     int64_t window_budget
     size_t stream_buffer
-    double seconds[11]       # per Span
+    double seconds[12]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -74,7 +80,7 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[11]
+    Timers timers[12]
     Turns sparse             # pods that have something to do: those that had nothing before
     Turns busy               # and those that always have
     Corpse *dead
@@ -184,16 +190,28 @@ cdef bint loop_unheard(Loop *self) noexcept nogil:
     return self.facts.records.length + self.shared.facts.waiting.length > MOST_FACTS
 
 
+cdef uint64_t loop_takes(Loop *self) noexcept nogil:
+    """How often Python has taken facts."""
+    return atomic_get64(&self.shared.facts.takes, RELAXED)
+
+
 cdef bint loop_excess(Pod *pod, const Address *peer, char *why, size_t size) noexcept nogil:
-    """Python cannot be told of one more connection of this peer; and why."""
+    """One more connection of this peer to the pod, plaintext or a request, would be too much; and why."""
     cdef Loop *loop = pod.loop
+    cdef Limits *limits = &loop.shared.limits
     cdef Allowance *allowance = allowance_of(&loop.allowances, pod.number, peer)
-    cdef uint64_t takes = atomic_get64(&loop.shared.facts.takes, RELAXED)
+    cdef const char *text
     cdef char address[ADDRESS_TEXT]
-    if not loop_unheard(loop) and allowance_tell(allowance, takes, loop.shared.limits.untold_per_peer):
+    if loop_unheard(loop) or not untold_add(&allowance.untold, loop_takes(loop), limits.untold_per_peer):
+        text = b"asks faster than the agent decides"
+    elif not charge(bucket_of(&allowance.inbound, &limits.inbound_of_peer), loop.now):
+        text = b"opens too many connections in too short a time"
+    elif not charge(&pod.inbound, loop.now):
+        text = b"comes while others open too many connections in too short a time"
+    else:
         return False
     address_text(peer, address)
-    snprintf(why, size, b"%s: %s asks faster than the agent decides", pod.name, address)
+    snprintf(why, size, b"%s: %s %s", pod.name, address, text)
     return True
 
 

@@ -40,6 +40,10 @@ cdef struct Pod:
     Tunnel *oldest           # of those in their handshake
     Tunnel *youngest
     long handshakes
+    core.Bucket captures     # new connections of its own
+    Untold untold            # of them
+    core.Bucket inbound      # new connections to it
+    core.Bucket strangers    # handshakes with it of peers that are not known
     bint gone
     Corpse corpse
 
@@ -96,6 +100,8 @@ cdef Pod *pod_new(Loop *loop, uint64_t number) noexcept nogil:
     cdef Pod *self = <Pod *>make(sizeof(Pod))
     cdef int door
     self.loop, self.number = loop, number
+    self.captures, self.inbound = loop.shared.limits.captures, loop.shared.limits.inbound
+    self.strangers = loop.shared.limits.handshakes
     for door in range(DOORS):
         self.listeners[door].pod = self
         self.listeners[door].door = door

@@ -115,13 +115,45 @@ cdef bint server_excess(Pod *pod, const Peer *peer, char *why, size_t size) noex
     return True
 
 
+cdef bint server_hurried(Pod *pod, const Address *from_, char *why, size_t size) noexcept nogil:
+    """Handshakes come too fast; and why."""
+    cdef Loop *loop = pod.loop
+    cdef Limits *limits = &loop.shared.limits
+    cdef Allowance *allowance = allowance_of(&loop.allowances, pod.number, from_)
+    cdef bint known = allowance.proved and loop.now - allowance.proved < KNOWN
+    if not charge(bucket_of(&allowance.handshakes, &limits.handshakes_of_peer), loop.now):
+        snprintf(why, size, b"the peer begins more than %g handshakes per second", limits.handshakes_of_peer.per_second)
+    elif not known and not charge(&pod.strangers, loop.now):
+        snprintf(why, size, b"strangers begin more than %g handshakes per second", limits.handshakes.per_second)
+    else:
+        return False
+    return True
+
+
+cdef void server_judged(Tunnel *tunnel, bint proved) noexcept nogil:
+    """What its handshake has come to is remembered."""
+    cdef Loop *loop = tunnel.loop
+    cdef Allowance *allowance = allowance_of(&loop.allowances, tunnel.pod.number, &tunnel.address)
+    if proved:
+        allowance.proved = loop.now
+    else:
+        allowance.handshakes.tokens = max(allowance.handshakes.tokens - FAILED_COSTS, 0.0)
+
+
+cdef void server_limit_resets(Tunnel *tunnel) noexcept nogil:
+    """All tunnels of the peer that this thread serves have one budget."""
+    cdef Loop *loop = tunnel.loop
+    cdef Allowance *allowance = allowance_of(&loop.allowances, tunnel.pod.number, &tunnel.address)
+    tunnel.session.resets = bucket_of(&allowance.resets, &loop.shared.limits.server.resets)
+
+
 cdef void server_accept(Pod *pod, int fd, const Address *from_, const Address *local) noexcept nogil:
     cdef Loop *loop = pod.loop
     cdef Peer *peer = peer_of(loop, pod.number, from_)
     cdef Socket *socket
     cdef Tunnel *tunnel
     cdef char why[128]
-    if server_excess(pod, peer, why, sizeof(why)):
+    if server_hurried(pod, from_, why, sizeof(why)) or server_excess(pod, peer, why, sizeof(why)):
         server_refuse(pod, fd, from_, LIMIT, why)
         peer_discard_if_unused(loop, peer)
         return
@@ -194,6 +226,8 @@ cdef void server_over(Tunnel *tunnel, bint shaking, int reason, const char *deta
     cdef Pod *pod = tunnel.pod
     cdef char address[ADDRESS_TEXT]
     cdef char text[1200]
+    if shaking or reason == PEER_IDENTITY:
+        server_judged(tunnel, False)
     if shaking or reason == PEER_IDENTITY or reason == HTTP2_PROTOCOL:
         address_text(&tunnel.address, address)
         snprintf(text, sizeof(text), b"%s: tunnel from %s: %s", pod.name, address, detail)

@@ -13,6 +13,7 @@ cdef enum Span:
     IDLE          # a pooled tunnel without streams
     LINGER        # last words are read by the peer
     PAUSE         # without accepting, when descriptors or memory run out
+    REFILL        # without accepting, when a pod's bucket is empty
     REPORT        # of facts that nobody waits for
     LOOK          # at a socket's second queue
     SPANS

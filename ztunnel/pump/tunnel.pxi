@@ -240,6 +240,7 @@ cdef bint tunnel_begin(Tunnel *self) noexcept nogil:
         return False
     if self.group == NULL:
         server_ready(self)
+        server_judged(self, True)
         to = spread_tunnel(self.pod)
         if to != self.loop:
             self.bound_for = to
@@ -257,6 +258,8 @@ cdef bint tunnel_speak(Tunnel *self) noexcept nogil:
     timer_start(self.loop, &self.timer, PING, tunnel_ping, self)
     if self.group != NULL:
         group_ready(self.group, self)
+    else:
+        server_limit_resets(self)
     tunnel_flush_soon(self)
     return True
 

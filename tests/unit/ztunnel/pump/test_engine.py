@@ -552,23 +552,6 @@ async def test_a_pod_gets_no_more_connections_than_are_left_for_others() -> None
     await made.engine.drain(0)
 
 
-async def test_who_asks_faster_than_is_decided_is_refused_until_it_was() -> None:
-    """Nothing is awaited while they come: Python hears of none. Each is over again at once."""
-    made = Node("pod", limits=Limits(untold_per_peer=10))
-    made.memory.destination = SocketAddress("10.0.0.2", 80)
-    for _ in range(10):
-        socket.create_connection(made.address("outbound4"), DEADLINE).close()
-    for _ in range(5):
-        with pytest.raises(ConnectionResetError), socket.create_connection(made.address("outbound4"), DEADLINE) as sock:
-            sock.recv(1)
-    assert made.engine.refused == {Reason.LIMIT: 5}
-    await made.until(lambda: len(made.of(Captured)) == 10)
-    _, writer = await connect(made.address("outbound4"))
-    await made.until(lambda: len(made.of(Captured)) == 11)
-    writer.close()
-    await made.engine.drain(0)
-
-
 async def test_facts_are_told_in_their_order_however_many_there_are() -> None:
     made = Node("pod")
     made.memory.destination = SocketAddress("10.0.0.2", 80)
