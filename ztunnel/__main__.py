@@ -20,8 +20,8 @@ from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
 from ztunnel.handover.giver import NotResumed
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
-from ztunnel.premises import hold, prepare_run_directory
-from ztunnel.pump import PumpEngine
+from ztunnel.premises import hold, open_files_limit, prepare_run_directory
+from ztunnel.pump import Limits, PumpEngine
 
 log = logging.getLogger("ztunnel")
 
@@ -85,7 +85,12 @@ def _ready_to_serve(config: Config) -> int:
 
 
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
-    engine = partial(PumpEngine, threads=config.threads, accelerated=bool(config.acceleration & ~ACCELERATE_PODS))
+    engine = partial(
+        PumpEngine,
+        limits=Limits.with_descriptors(open_files_limit()),
+        threads=config.threads,
+        accelerated=bool(config.acceleration & ~ACCELERATE_PODS),
+    )
     agent = Agent(config, kernel, engine, version=_version(), inherited=inherited, begun=begun)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,15 @@ def processes(cgroup: Path) -> list[int]:
         return [int(line) for line in (cgroup / "cgroup.procs").read_text().split()]
     except OSError:
         return []
+
+
+def open_files_limit() -> int:
+    """How many descriptors this process may have: as many as it may allow itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(OSError, ValueError):  # a hard limit without a number is above the kernel's own (fs.nr_open)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def prepare_run_directory(path: Path) -> None:

@@ -251,5 +251,6 @@ cdef inline int on_stream_close(nghttp2_session *ng, int32_t stream_id, uint32_t
             event.code = code
     if self.turn == stream:
         self.turn = NULL
+    self.queued -= stream.outbound.length
     table_remove(&self.streams, stream)
     return 0 if emit(self, CLOSED, stream_id) != NULL else NGHTTP2_ERR_CALLBACK_FAILURE

@@ -82,6 +82,7 @@ cdef inline int send_data(
     put(self, head, 9)
     put(self, buffer_start(&stream.outbound), length)
     buffer_drop(&stream.outbound, length)
+    self.queued -= length
     if stream.filled and stream.outbound.length <= self.config.low_water:
         stream.filled = False
         if emit(self, WRITABLE, stream.id) == NULL:

@@ -83,6 +83,7 @@ cdef struct Session:
     Queue ready              # have something to send, in turn
     Queue blocked            # have something to send, and no window for it
     Stream *turn             # the one stream that may frame a DATA frame now
+    size_t queued            # payload of all streams, not yet framed
     Buffer out               # framed bytes, not yet taken
     uint64_t framed          # total bytes ever put into out
     uint64_t control_mark    # position in that count: frames before it are in control_old

@@ -302,6 +302,7 @@ cdef int session_write(Session *self, Stream *stream, const uint8_t *data, size_
         return 0
     if buffer_append(&stream.outbound, data, length) != 0:
         return NGHTTP2_ERR_NOMEM
+    self.queued += length
     if stream.outbound.length > self.config.low_water:
         stream.filled = True
     if stream.queue == NULL:
@@ -335,6 +336,7 @@ cdef int session_reset(Session *self, Stream *stream, uint32_t code) noexcept no
         return 0
     stream.reset_here = True
     queue_remove(stream)
+    self.queued -= stream.outbound.length
     buffer_drop(&stream.outbound, stream.outbound.length)
     return nghttp2_submit_rst_stream(self.ng, NGHTTP2_FLAG_NONE, stream.id, code)
 

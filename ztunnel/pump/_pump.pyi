@@ -30,6 +30,9 @@ class Pump:
     @property
     def tunnels(self) -> int: ...
     @property
+    def held(self) -> tuple[int, int, int]:
+        """(descriptors of sockets open or promised, bytes in tunnels' buffers, bytes by which windows have grown)."""
+    @property
     def refused(self) -> dict[int, int]: ...
     def fileno(self) -> int:
         """An eventfd, readable when there are facts."""

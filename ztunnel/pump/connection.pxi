@@ -22,6 +22,7 @@ cdef struct Connection:
     Buffer order             # RelayTunnel as it came, until the CONNECT is answered: it may have to be sent again
     Buffer headers           # of the 200 to a tunnel request
     long attempts
+    bint promised            # a descriptor for its upstream
     bint ordered
     bint relaying
     bint over
@@ -91,6 +92,8 @@ cdef Connection *connection_new(Pod *pod) noexcept nogil:
     pod.first = self
     atomic_add(&pod.share.connections, 1, RELAXED)
     atomic_add(&loop.shared.connections, 1, RELAXED)
+    self.promised = True
+    atomic_add(&loop.shared.descriptors, 1, RELAXED)
     self.step.run, self.step.owner = connection_step, self
     timer_start(loop, &self.timer, DECISION, connection_undecided, self)
     return self
@@ -133,6 +136,13 @@ cdef void connection_unlink(Connection *self) noexcept nogil:
     atomic_add(&self.loop.shared.connections, -1, RELAXED)
 
 
+cdef void connection_keep_promise(Connection *self) noexcept nogil:
+    """It has the descriptor, or needs none."""
+    if self.promised:
+        self.promised = False
+        atomic_add(&self.loop.shared.descriptors, -1, RELAXED)
+
+
 cdef void connection_wake(Connection *self) noexcept nogil:
     if not self.over:
         turn_task(self.loop, &self.pod.turn, &self.step)
@@ -172,6 +182,7 @@ cdef bint connection_ordered(Connection *self) noexcept nogil:
 
 cdef void connection_dial(Connection *self, int fd, const Address *to) noexcept nogil:
     """Takes `fd`."""
+    connection_keep_promise(self)
     self.dial = dial(self.loop, fd, to, b"upstream", connection_dialled, self)
     if self.dial == NULL:
         connection_fail(self, CONNECT_FAILED, b"epoll has no room")
@@ -201,6 +212,7 @@ cdef void connection_tunnel(Connection *self) noexcept nogil:
     cdef Group *group
     cdef char *source
     cdef char *expected
+    connection_keep_promise(self)
     self.attempts += 1
     connection_cursor(self, &order)
     read_address(&order, &address)
@@ -368,6 +380,7 @@ cdef void connection_fail(Connection *self, int reason, const char *detail) noex
 cdef void connection_finish(Connection *self, int reason, const char *detail) noexcept nogil:
     cdef Pod *pod = self.pod
     self.over = True
+    connection_keep_promise(self)
     timer_stop(&self.timer)
     task_cancel(&self.step)
     fact_ended(self, reason, detail)

@@ -70,6 +70,11 @@ class PumpEngine:
         self._loop.add_reader(self._pump.fileno(), self._take_some_facts)
 
     @property
+    def held(self) -> tuple[int, int, int]:
+        """Descriptors of sockets, open or promised; bytes in tunnels' buffers; bytes by which windows have grown."""
+        return self._pump.held
+
+    @property
     def refused(self) -> Mapping[Reason, int]:
         """Connections turned away before they had an id, since the start: failed handshakes, limits, stray captures."""
         refused = dict(self._own_refused)

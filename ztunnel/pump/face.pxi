@@ -28,6 +28,7 @@ cdef void fill_config(core.Config *config, bint client, settings, limits) except
 
 
 cdef void fill_limits(Limits *self, limits, server, client, http) except *:
+    self.descriptors = limits.descriptors
     self.connections = limits.connections
     self.connections_per_pod = limits.connections_per_pod
     self.tunnels_per_pod = limits.tunnels_per_pod
@@ -51,6 +52,10 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.stream_window = limits.stream_window
     self.stream_window_max = limits.stream_window_max
     self.window_budget = limits.window_budget
+    self.window_budget_per_pod = limits.window_budget_per_pod
+    self.window_budget_of_all = limits.window_budget_of_all
+    self.buffered_per_pod = limits.buffered_per_pod
+    self.buffered = limits.buffered
     self.stream_buffer = limits.stream_buffer
     self.seconds[<int>DECISION] = limits.decision_timeout
     self.seconds[<int>CONNECT] = limits.connect_timeout
@@ -203,6 +208,14 @@ cdef class Pump:
     @property
     def tunnels(self):
         return atomic_get(&self.shared.tunnels, RELAXED)
+
+    @property
+    def held(self):
+        """(descriptors, bytes in buffers, bytes of windows beyond their first size)"""
+        return (
+            atomic_get(&self.shared.descriptors, RELAXED), atomic_get(&self.shared.buffered, RELAXED),
+            atomic_get(&self.shared.growth, RELAXED),
+        )
 
     @property
     def refused(self):

@@ -23,7 +23,8 @@ class Limits:
     delivered, and `streams * stream_buffer` to be sent.
     """
 
-    connections: int = 8000  # all pods together; each may need two descriptors
+    descriptors: int = 768  # of sockets, all pods together, where a process may have 1,024; see `with_descriptors`
+    connections: int = 65536  # all pods together
     connections_per_pod: int = 4000
     tunnels_per_pod: int = 1024  # accepted tunnel connections
     tunnels_per_peer: int = 256  # of them, from one peer address
@@ -67,9 +68,21 @@ class Limits:
     stream_window: int = 64 << 10  # to begin with
     stream_window_max: int = 4 << 20
     window_budget: int = 16 << 20  # sum of all growth beyond `stream_window` on one tunnel
+    window_budget_per_pod: int = 64 << 20
+    window_budget_of_all: int = 256 << 20  # tunnels together
+    # Bytes that tunnels hold, received or to be sent. When there are more, streams are given a quarter of their
+    # buffer, and no further connection begins: with LIMIT, for a pod that has more than is left.
+    buffered_per_pod: int = 128 << 20
+    buffered: int = 512 << 20
     connection_window: int = 16 << 20
     socket_backlog: int = 256 << 10  # not sent yet and with the kernel: more would wait before the next stream's turn
     stream_buffer: int = 256 << 10  # accepted for sending and not framed yet, per stream
+
+    @classmethod
+    def with_descriptors(cls, most: int) -> Limits:
+        """For a process that may have so many. A quarter is left to what is no connection: some 15 per pod, of
+        listeners, namespaces and the kernel side, and the agent's own."""
+        return cls(descriptors=most * 3 // 4)
 
     def settings(self, *, server: bool) -> http2.Settings:
         """What a session of that role tells its peer."""

@@ -13,6 +13,7 @@ cdef enum:
 
 cdef struct Limits:
     # See ztunnel.pump.limits.
+    long descriptors
     long connections
     long connections_per_pod
     long tunnels_per_pod
@@ -36,6 +37,10 @@ cdef struct Limits:
     int32_t stream_window
     int32_t stream_window_max
     int64_t window_budget
+    int64_t window_budget_per_pod
+    int64_t window_budget_of_all
+    int64_t buffered_per_pod
+    int64_t buffered
     size_t stream_buffer
     double seconds[12]       # per Span
     core.Config server       # of HTTP/2 sessions
@@ -50,6 +55,9 @@ cdef struct Shared:
     long refused[128]        # turned away before they had an id
     long connections
     long tunnels
+    long descriptors         # of sockets, and of those that connections are still going to dial
+    long buffered            # bytes that tunnels hold
+    long growth              # of their windows
     int64_t threads
     bint accelerated         # sockets of applications may be in a sockhash
     Loop **loops             # all `threads` of them

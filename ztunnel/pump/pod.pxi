@@ -40,6 +40,8 @@ cdef struct Pod:
     Tunnel *oldest           # of those in their handshake
     Tunnel *youngest
     long handshakes
+    int64_t buffered         # bytes that its tunnels hold
+    int64_t growth           # of their windows
     core.Bucket captures     # new connections of its own
     Untold untold            # of them
     core.Bucket inbound      # new connections to it
@@ -136,18 +138,30 @@ cdef void pod_close_listeners(Pod *self) noexcept nogil:
         listener_close(&self.listeners[door])
 
 
-cdef bint pod_excess(Pod *self, char *why, size_t size) noexcept nogil:
-    """A pod may have no more connections than the agent has left: however many pods are greedy, there is room for one
-    that is not."""
+cdef bint pod_swollen(Pod *self) noexcept nogil:
+    """Its tunnels hold as much as they may; or all pods' do, and its own more than what is left for it of that."""
     cdef Limits *limits = &self.loop.shared.limits
+    return self.buffered >= limits.buffered_per_pod or self.buffered > 0 and self.buffered >= (
+        limits.buffered - atomic_get(&self.loop.shared.buffered, RELAXED))
+
+
+cdef bint pod_excess(Pod *self, char *why, size_t size) noexcept nogil:
+    """One more connection would be too much; and why. A pod may have no more than the agent has left, in connections and
+    in descriptors: however many pods are greedy, there is room for one that is not."""
+    cdef Shared *shared = self.loop.shared
+    cdef Limits *limits = &shared.limits
     cdef long held = common_connections(self.common)
     cdef long left
     if held >= limits.connections_per_pod:
         snprintf(why, size, b"%s has %ld connections already", self.name, limits.connections_per_pod)
         return True
-    left = limits.connections - atomic_get(&self.loop.shared.connections, RELAXED)
+    left = min(limits.connections - atomic_get(&shared.connections, RELAXED),
+               limits.descriptors - atomic_get(&shared.descriptors, RELAXED))
     if held >= left:
         snprintf(why, size, b"%s has %ld connections, all pods together may have %ld more", self.name, held, left)
+        return True
+    if pod_swollen(self):
+        snprintf(why, size, b"%s has %lld bytes in buffers already", self.name, <long long>self.buffered)
         return True
     return False
 

@@ -89,7 +89,9 @@ cdef bint server_excess(Pod *pod, const Peer *peer, char *why, size_t size) noex
     cdef Limits *limits = &pod.loop.shared.limits
     cdef Tunnel *tunnel
     cdef Peer *worst = NULL
-    if common_tunnels(pod.common) >= limits.tunnels_per_pod:  # not the last words of strangers: they would keep members out
+    if atomic_get(&pod.loop.shared.descriptors, RELAXED) >= limits.descriptors:
+        snprintf(why, size, b"no descriptors are left, of %ld", limits.descriptors)
+    elif common_tunnels(pod.common) >= limits.tunnels_per_pod:  # not the last words of strangers: they would keep members out
         snprintf(why, size, b"the pod has %ld already", limits.tunnels_per_pod)
     elif peer.open_ >= limits.tunnels_per_peer:
         snprintf(why, size, b"the peer has %ld already", limits.tunnels_per_peer)

@@ -68,6 +68,7 @@ cdef Socket *socket_new(Loop *loop, int fd, const char *side) noexcept nogil:
         close_(fd)
         free(self)
         return NULL
+    atomic_add(&loop.shared.descriptors, 1, RELAXED)
     return self
 
 
@@ -93,6 +94,7 @@ cdef void socket_shut(Socket *self, bint resets) noexcept nogil:
     if not resets:
         linger_set(self.fd, False)
     close_(self.fd)
+    atomic_add(&self.loop.shared.descriptors, -1, RELAXED)
     self.changed = NULL
     if self.peer != NULL:
         peer_closed(self.loop, self.peer)

@@ -151,6 +151,8 @@ cdef size_t stream_room(Stream *self) noexcept nogil:
     http = stream_http(self)
     if http == NULL:
         return CHUNK  # into the void: its `lost` tells, or will
+    if pod_swollen(self.tunnel.pod):
+        limit = self.tunnel.session.config.low_water + 1  # more than that, and it changes
     return limit - http.outbound.length if http.outbound.length < limit else 0
 
 
@@ -185,22 +187,41 @@ cdef bint stream_flushed(Stream *self) noexcept nogil:
     return http == NULL or http.ended
 
 
+cdef void stream_count_growth(Stream *self, int64_t change) noexcept nogil:
+    self.tunnel.growth += change
+    self.tunnel.pod.growth += change
+    atomic_add(&self.tunnel.loop.shared.growth, change, RELAXED)
+
+
+cdef void stream_forget(Stream *self, size_t count) noexcept nogil:
+    """The first of the bytes that wait."""
+    buffer_drop(&self.inbound, count)
+    self.tunnel.inbound -= count
+    if self.tunnel.over:
+        tunnel_count(self.tunnel, self.tunnel.inbound)
+    else:
+        tunnel_account(self.tunnel)
+
+
 cdef void stream_grow(Stream *self) noexcept nogil:
-    """Double the window, if the tunnel's budget has that much."""
+    """Double the window, if the budgets of tunnel, pod and node have that much."""
     cdef Limits *limits = &self.tunnel.loop.shared.limits
-    cdef int64_t spare = limits.window_budget - self.tunnel.growth
+    cdef int64_t spare = min(
+        limits.window_budget - self.tunnel.growth,
+        min(limits.window_budget_per_pod - self.tunnel.pod.growth,
+            limits.window_budget_of_all - atomic_get(&self.tunnel.loop.shared.growth, RELAXED)))
     cdef int64_t window = min(<int64_t>self.window * 2, min(self.window + spare, <int64_t>limits.stream_window_max))
     cdef Http2Stream *http = stream_http(self)
     if window <= self.window or http == NULL:
         return
-    self.tunnel.growth += window - self.window
+    stream_count_growth(self, window - self.window)
     self.window = <int32_t>window
     core.session_grow(self.tunnel.session, http, self.window)
 
 
 cdef void stream_taken(Stream *self, size_t count) noexcept nogil:
     """The relay has delivered so many of the bytes that wait."""
-    buffer_drop(&self.inbound, count)
+    stream_forget(self, count)
     stream_return_window(self, count)
 
 
@@ -224,7 +245,7 @@ cdef void stream_received(Stream *self, iovec *pieces, size_t count, size_t leng
     cdef size_t taken = 0
     cdef size_t i, skipped
     if self.connection == NULL:
-        return  # refused: nobody will read it
+        return  # refused, or let go: nobody will read it
     if self.inbound.length == 0:
         taken = connection_pass_on(self.connection, self, pieces, count, length)
         stream_return_window(self, taken)
@@ -240,6 +261,7 @@ cdef void stream_received(Stream *self, iovec *pieces, size_t count, size_t leng
         ) != 0:
             stream_fail(self, INTERNAL, b"out of memory")
             return
+        self.tunnel.inbound += pieces[i].iov_len - skipped
         skipped = 0
     stream_changed(self)
 
@@ -248,12 +270,12 @@ cdef void stream_let_go(Stream *self) noexcept nogil:
     """The connection is through with it. A live one may still have its END_STREAM to send."""
     self.connection = NULL
     stream_await(self, False)
-    buffer_drop(&self.inbound, self.inbound.length)
+    stream_forget(self, self.inbound.length)
     if not self.held:
         return
     self.held = False
     self.tunnel.held -= 1
-    self.tunnel.growth -= self.window - self.tunnel.loop.shared.limits.stream_window
+    stream_count_growth(self, self.tunnel.loop.shared.limits.stream_window - <int64_t>self.window)
     tunnel_freed_soon(self.tunnel)
     if not self.live:
         bury(self.tunnel.loop, &self.corpse, stream_dispose, self)
@@ -335,7 +357,7 @@ cdef void stream_respond(Stream *self, int status, Cursor *headers, bint end) no
 cdef void stream_refuse(Stream *self, int status) noexcept nogil:
     """A response without body; once it is framed, no more is wanted of the request (RFC 9113 8.1)."""
     self.connection = NULL
-    buffer_drop(&self.inbound, self.inbound.length)
+    stream_forget(self, self.inbound.length)
     if self.closed:
         stream_let_go(self)
         return

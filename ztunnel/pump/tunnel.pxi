@@ -9,6 +9,7 @@ cdef enum:
     # TLS record, leave in two packets of the kernel's largest size; a little more would need a third for the rest.
     PULL = 7 << 14
     LAST_PULLS = 8           # of last words
+    COUNTED = 4 << 10        # bytes: less is not told
     MOST_UNSENT = 4 << 20    # answers to TLS messages that a peer provokes and does not read
 
 
@@ -39,6 +40,8 @@ cdef struct Tunnel:
     Stream *refused
     int64_t held             # streams not let go by their connections
     int64_t growth           # sum of all windows beyond the first size
+    int64_t inbound          # bytes received that wait in its streams
+    int64_t counted          # bytes that its pod and the node were told of
     double ping_sent         # 0: no answer is awaited
     uint64_t pings
     Timer timer              # of the handshake, then of the next PING
@@ -105,20 +108,26 @@ cdef inline bint tunnel_idle(const Tunnel *self) noexcept nogil:
     return self.held == 0 and self.streams.count == 0
 
 
-cdef size_t tunnel_backlog(const Tunnel *self) noexcept nogil:
+cdef inline size_t tunnel_backlog(const Tunnel *self) noexcept nogil:
     """Bytes accepted for sending and not with the kernel yet."""
-    cdef size_t total = self.socket.out.length
-    cdef size_t i
-    cdef Http2Stream *stream
     if self.session == NULL:
-        return total
-    total += self.session.out.length
-    for i in range(self.session.streams.size):
-        stream = self.session.streams.buckets[i]
-        while stream != NULL:
-            total += stream.outbound.length
-            stream = stream.chained
-    return total
+        return self.socket.out.length
+    return self.socket.out.length + self.session.out.length + self.session.queued
+
+
+cdef inline void tunnel_count(Tunnel *self, int64_t bytes) noexcept nogil:
+    """So many are held. Small changes are not worth telling."""
+    cdef int64_t change = bytes - self.counted
+    if -COUNTED < change < COUNTED and bytes:
+        return
+    self.counted = bytes
+    self.pod.buffered += change
+    atomic_add(&self.loop.shared.buffered, change, RELAXED)
+
+
+cdef inline void tunnel_account(Tunnel *self) noexcept nogil:
+    if not self.over:
+        tunnel_count(self, self.inbound + <int64_t>tunnel_backlog(self))
 
 
 cdef int64_t tunnel_vacancies(Tunnel *self) noexcept nogil:
@@ -409,8 +418,12 @@ cdef void tunnel_send_out(Tunnel *self) noexcept nogil:
 
 
 cdef void tunnel_flush(void *of) noexcept nogil:
+    tunnel_send_some(<Tunnel *>of)
+    tunnel_account(<Tunnel *>of)
+
+
+cdef void tunnel_send_some(Tunnel *self) noexcept nogil:
     """Frame, encrypt and send as much as the socket takes, within bounds."""
-    cdef Tunnel *self = <Tunnel *>of
     cdef bint last
     if self.over:
         return
@@ -565,6 +578,7 @@ cdef void tunnel_lose(Tunnel *self, int reason, const char *detail) noexcept nog
     if self.over:
         return
     self.over = True
+    tunnel_count(self, self.inbound)
     atomic_add(&self.loop.shared.tunnels, -1, RELAXED)
     timer_stop(&self.timer)
     timer_stop(&self.grace)
@@ -596,6 +610,7 @@ cdef void tunnel_lose(Tunnel *self, int reason, const char *detail) noexcept nog
 cdef void bury_tunnel_when_free(Tunnel *self) noexcept nogil:
     """Streams that connections still hold keep it: they look at it, though not at its session."""
     if self.held == 0:
+        tunnel_count(self, 0)
         bury(self.loop, &self.corpse, tunnel_dispose, self)
 
 

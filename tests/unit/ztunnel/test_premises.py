@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ztunnel.admin.listener import unix_listener
-from ztunnel.premises import hold, prepare_run_directory, processes
+from ztunnel.premises import hold, open_files_limit, prepare_run_directory, processes
 
 
 def test_the_run_directory_is_for_nobody_else_and_free_of_what_killed_agents_left(tmp_path: Path) -> None:
@@ -68,6 +69,16 @@ def test_one_agent_at_a_time_begins(tmp_path: Path) -> None:
         os.close(first)
         assert other.stdout.readline() == b"began\n"
     os.close(hold(tmp_path))  # who died holds nothing
+
+
+def test_as_many_descriptors_as_the_process_may_allow_itself() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+        assert open_files_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_processes_of_a_cgroup(tmp_path: Path) -> None:

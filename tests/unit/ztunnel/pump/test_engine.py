@@ -553,7 +553,7 @@ async def test_a_pod_gets_no_more_connections_than_are_left_for_others() -> None
 
 
 async def test_facts_are_told_in_their_order_however_many_there_are() -> None:
-    made = Node("pod")
+    made = Node("pod", limits=Limits(descriptors=8000))
     made.memory.destination = SocketAddress("10.0.0.2", 80)
     sources = []
     for _ in range(1500):
