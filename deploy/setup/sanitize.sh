@@ -18,8 +18,10 @@ for module in "${modules[@]}"; do
     -o "$module$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')" -lssl -lcrypto -lnghttp2
 done
 
-# Envoy is left out: it does not start under a preloaded sanitizer.
-[ $# -gt 0 ] || set -- -q tests/unit/mesh/http2 tests/unit/ztunnel/pump --ignore tests/unit/ztunnel/pump/test_engine_envoy.py
+# Envoy is left out: it does not start under a preloaded sanitizer. What asks the C heap how large it is, too: the
+# sanitizer has another one.
+[ $# -gt 0 ] || set -- -q tests/unit/mesh/http2 tests/unit/ztunnel/pump --ignore tests/unit/ztunnel/pump/test_engine_envoy.py \
+  --deselect tests/unit/ztunnel/pump/test_limits.py::test_connections_that_have_been_busy_shrink_when_they_are_idle
 log=$copy/log
 rc=0
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
