@@ -33,8 +33,8 @@ class Limits:
     untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
     untold_captured: int = 128  # of a pod's own: other pods wait for no more of them to be decided
 
-    # Rates. An honest pod opens 2,000 connections per second; Python decides about 2,500 on one core. A pod's own
-    # connections wait for a token in the listener's backlog, those of others are refused.
+    # Rates, of each thread that serves the pod. An honest pod opens 2,000 connections per second; Python decides about
+    # 2,500 on one core. A pod's own connections wait for tokens in the listener's backlog, those of others are refused.
     captures: Rate = _CAPTURES
     inbound: Rate = _INBOUND  # to a pod: plaintext and requests
     inbound_of_peer: Rate = _INBOUND_OF_PEER  # of them, by one address

@@ -118,6 +118,7 @@ cdef void spread_hand_over(Tunnel *tunnel) noexcept nogil:
     loop_forget(loop, tunnel.socket.watch, tunnel.socket.fd)
     tunnel.socket.watch = -1
     server_unlink(tunnel)
+    tunnel_count(tunnel, 0)
     tunnel.bound_for = NULL
     batch_begin(&loop.posts, ORDER_ADOPT)
     batch_number(&loop.posts, tunnel.pod.number)

@@ -276,7 +276,9 @@ cdef bint tunnel_speak(Tunnel *self) noexcept nogil:
 cdef bint tunnel_receive(Tunnel *self, size_t length) noexcept nogil:
     core.session_receive(self.session, self.loop.plain, length, self.loop.now)
     tunnel_flush_soon(self)
-    return tunnel_events(self)
+    tunnel_events(self)
+    tunnel_account(self)
+    return not self.over
 
 
 cdef bint tunnel_events(Tunnel *self) noexcept nogil:
