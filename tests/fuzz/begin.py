@@ -25,7 +25,6 @@ SMALL = {
     "streams_opened": 4,
     "tunnels_per_key": 2,
     "busy_backlog": 4 << 10,
-    "resets": 12,
     "stream_window": 4 << 10,
     "stream_window_max": 32 << 10,
     "window_budget": 48 << 10,
@@ -43,10 +42,11 @@ def begin(program: str) -> int:
     fuzz = _load("tests.fuzz.fuzz", target.parent)
 
     import ztunnel.pump.engine as engine
+    from mesh import http2
     from tests.unit.ztunnel.pump.authority import Authority
 
     with mock.patch.object(engine, "Pump", dict):
-        settings: Any = engine._pump(engine.Limits(**SMALL), 1, False)
+        settings: Any = engine._pump(engine.Limits(**SMALL, resets=http2.Rate(burst=12, per_second=1000)), 1, False)
     authority = Authority.new()
     ours, theirs, strangers = (
         authority.issue(SpiffeId(domain, "default", name))

@@ -29,6 +29,6 @@ def check_tasks():
     pair.second.run, pair.second.owner = pair_second, &pair
     task_queue(&pair.queue, &pair.first)
     task_queue(&pair.queue, &pair.second)
-    tasks_run(&pair.queue)
+    tasks_run(&pair.queue, 0, 1e9)
     assert pair.runs == 1, pair.runs
     assert pair.queue.first == &pair.first and pair.queue.last == &pair.first

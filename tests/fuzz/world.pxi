@@ -5,7 +5,7 @@ cdef extern from *:  # seams.h and honest.h come before everything
     enum: SEAM_FARS
     int seam_plain, seam_end, seam_code, seam_small, seam_far_count
     int *seam_fars
-    long seam_opened
+    long seam_opened, seam_looks
     X509 *seam_certificate
     cdef struct sockaddr_storage:
         pass
@@ -149,9 +149,9 @@ cdef bint loop_turned(Loop *self) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef int count = epoll_wait(self.epoll, events, EVENTS, 0)
     self.now = world.now
-    loop_turn(self, events, max(count, 0))
+    loop_round(self, events, max(count, 0))
     loop_report_now(self)
-    return count > 0 or self.tasks.first != NULL or self.flushes.first != NULL
+    return count > 0 or turns_waiting(self)
 
 
 cdef bint world_turn() noexcept nogil:
@@ -222,7 +222,7 @@ cdef void pod_enrol() noexcept nogil:
 
 cdef void world_begin() noexcept nogil:
     """A pod with a certificate; nothing else."""
-    global seam_end, seam_code, seam_small
+    global seam_end, seam_code, seam_small, seam_looks
     cdef Loop *loop
     cdef int i
     for i in range(LOOPS):
@@ -234,7 +234,7 @@ cdef void world_begin() noexcept nogil:
         loop.allowances.seed = 1
     world.now = 1000.0
     memset(world.shared.refused, 0, sizeof(world.shared.refused))
-    seam_end = seam_code = seam_small = 0
+    seam_end = seam_code = seam_small = seam_looks = 0
     world.haste, world.asked, world.dialled, world.gone = NULL, 0, 0, 0
     world.automatic, world.said, world.said_length, world.strange = CHOOSE_NOTHING, NULL, 0, False
     pod_enrol()
@@ -251,7 +251,7 @@ cdef void loop_over(Loop *self) noexcept nogil:
     cdef int i
     expect(self.connections.count == 0, b"a connection is left in the table")
     expect(self.pods == NULL, b"a pod is left")
-    expect(self.tasks.first == NULL and self.flushes.first == NULL, b"a task is left")
+    expect(not turns_waiting(self), b"a task is left")
     for i in range(SPANS):
         expect(self.timers[i].first == NULL, b"a timer is left")
     for i in range(GROUP_CHAINS):
@@ -286,6 +286,8 @@ cdef void world_end() noexcept nogil:
     expect(world.gone == 1, b"of a pod's end Python was not told once")
     expect(world.shared.connections == 0, b"the count of connections is wrong")
     expect(world.shared.tunnels == 0, b"the count of tunnels is wrong")
+    expect(world.shared.descriptors == 0, b"the count of descriptors is wrong")
+    expect(world.shared.buffered == 0 and world.shared.growth == 0, b"the count of bytes is wrong")
     for i in range(LOOPS):
         loop_over(world.loops[i])
     expect(seam_opened == 0, b"a descriptor is left open")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from bpf.netns import cookie_of
@@ -64,7 +65,7 @@ class PumpEngine:
         self._owners: dict[int, Pod] = {}  # live connections
         self._undecided: set[int] = set()
         self._strays: set[int] = set()  # nobody was told of them
-        self._own_refused: dict[Reason, int] = {}
+        self._own_refused: Counter[Reason] = Counter()
         self._emptied = asyncio.Event()  # for drain: something ended
         self._draining = False
         self._loop.add_reader(self._pump.fileno(), self._take_some_facts)
@@ -77,10 +78,7 @@ class PumpEngine:
     @property
     def refused(self) -> Mapping[Reason, int]:
         """Connections turned away before they had an id, since the start: failed handshakes, limits, stray captures."""
-        refused = dict(self._own_refused)
-        for number, count in self._pump.refused.items():
-            refused[Reason(number)] = refused.get(Reason(number), 0) + count
-        return refused
+        return self._own_refused + Counter({Reason(number): count for number, count in self._pump.refused.items()})
 
     # The protocol
 
@@ -282,8 +280,7 @@ class PumpEngine:
         except Exception:
             _log.exception("facts could not be reported")
             for fact in facts:
-                if isinstance(fact, Captured | Plaintext | Offered) and fact.id in self._undecided:
-                    # Nobody will decide it.
+                if isinstance(fact, Captured | Plaintext | Offered) and fact.id in self._undecided:  # and stays so
                     self._pump.fail(fact.id, Reason.INTERNAL, "a fault of the agent", False)
 
     def _begun(self, number: int, pod: int) -> Pod:
@@ -315,7 +312,7 @@ class PumpEngine:
         return Plaintext(id=number, pod=owner.name, client=client, destination=dialled)
 
     def _stray(self, number: int, pod: Pod, client: SocketAddress, local: SocketAddress) -> None:
-        self._own_refused[Reason.NO_DESTINATION] = self._own_refused.get(Reason.NO_DESTINATION, 0) + 1
+        self._own_refused[Reason.NO_DESTINATION] += 1
         self._undecided.discard(number)
         self._strays.add(number)
         self._pump.fail(number, Reason.NO_DESTINATION, "", False)
