@@ -32,7 +32,7 @@ class Connection:
     def pull(self, limit: int | None = None) -> bytes:
         """Bytes to send now, at most `limit`; b"" if there is nothing or no window for it.
 
-        Streams take turns, one DATA frame of at most limits.max_data_frame each.
+        Streams take turns of limits.turn bytes, in DATA frames of at most limits.max_data_frame.
         """
 
     # streams

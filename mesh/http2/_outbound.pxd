@@ -8,7 +8,7 @@ from mesh.http2._inbound cimport emit
 from mesh.http2._nghttp2 cimport *
 from mesh.http2._session cimport WRITABLE, Session
 from mesh.http2._stream cimport (
-    Stream, buffer_append, buffer_drop, buffer_reserve, buffer_start, queue_push, table_find,
+    Stream, buffer_append, buffer_drop, buffer_reserve, buffer_start, queue_push, queue_push_first, table_find,
 )
 
 
@@ -87,8 +87,14 @@ cdef inline int send_data(
         stream.filled = False
         if emit(self, WRITABLE, stream.id) == NULL:
             return NGHTTP2_ERR_CALLBACK_FAILURE
-    if stream.outbound.length or (stream.ending and not stream.ended):
-        queue_push(&self.ready, stream)  # behind the others
+    stream.said += length
+    if stream.outbound.length == 0 and (stream.ended or not stream.ending):
+        stream.said = 0
+    elif stream.said < self.config.turn:
+        queue_push_first(&self.ready, stream)
+    else:
+        stream.said = 0
+        queue_push(&self.ready, stream)
     return 0
 
 

@@ -66,6 +66,7 @@ cdef struct Config:
     size_t max_outbound_buffer
     size_t low_water
     size_t max_data_frame
+    size_t turn
     size_t max_control_backlog
     size_t max_settings_entries
     size_t max_continuations

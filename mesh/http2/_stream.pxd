@@ -78,6 +78,7 @@ cdef struct Stream:
     size_t trailer_count
     size_t unconsumed        # delivered to the application and not yet consumed
     int32_t window_wanted    # grow() before the request has left; 0: none
+    size_t said              # payload framed in this turn
     bint responded           # server: final headers submitted; client: always
     bint ending              # END_STREAM follows what is buffered
     bint ended               # END_STREAM is framed
@@ -115,6 +116,17 @@ cdef inline void queue_push(Queue *queue, Stream *stream) noexcept nogil:
     else:
         queue.first = stream
     queue.last = stream
+
+
+cdef inline void queue_push_first(Queue *queue, Stream *stream) noexcept nogil:
+    queue_remove(stream)
+    stream.queue = queue
+    stream.following = queue.first
+    if queue.first != NULL:
+        queue.first.previous = stream
+    else:
+        queue.last = stream
+    queue.first = stream
 
 
 cdef struct Table:

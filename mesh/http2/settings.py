@@ -56,7 +56,8 @@ class Limits:
 
     # Payload bytes per stream that write() may queue; WindowOpened when they fall to a quarter of it.
     max_outbound_buffer: int = 262_144
-    max_data_frame: int = 16_384  # payload bytes of a DATA frame we send: a stream's turn
+    max_data_frame: int = 16_384  # payload bytes of a DATA frame we send
+    turn: int = 16_384  # payload bytes after which another stream may frame: what is one turn arrives in one piece
     max_control_backlog: int = 1_000  # frames we owe the peer and it does not take: acks, RST_STREAM, WINDOW_UPDATE
     max_settings_entries: int = 32  # in one SETTINGS frame
     max_continuations: int = 8  # CONTINUATION frames of one header block
@@ -70,6 +71,7 @@ class Limits:
     def __post_init__(self) -> None:
         _within("max_outbound_buffer", self.max_outbound_buffer, 1, 2**40, "bytes")
         _within("max_data_frame", self.max_data_frame, 1, 2**24 - 1, "RFC 9113 4.2")
+        _within("turn", self.turn, 1, 2**24 - 1, "bytes")
         _within("max_control_backlog", self.max_control_backlog, 1, 2**31, "frames")
         _within("max_settings_entries", self.max_settings_entries, 1, 2**31, "entries")
         _within("max_continuations", self.max_continuations, 0, 2**31, "frames")

@@ -411,6 +411,7 @@ def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
         http=http2.Limits(
             max_outbound_buffer=limits.stream_buffer,
             max_data_frame=limits.frame - _FRAME_HEADER,
+            turn=limits.turn,
             resets=limits.resets,
         ),
         statuses={reason: reason.http_status for reason in Reason},

@@ -18,6 +18,7 @@ cdef void fill_config(core.Config *config, bint client, settings, limits) except
     config.max_outbound_buffer = limits.max_outbound_buffer
     config.low_water = limits.max_outbound_buffer // 4
     config.max_data_frame = limits.max_data_frame
+    config.turn = limits.turn
     config.max_control_backlog = limits.max_control_backlog
     config.max_settings_entries = limits.max_settings_entries
     config.max_continuations = limits.max_continuations

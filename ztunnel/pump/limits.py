@@ -63,6 +63,7 @@ class Limits:
     attempts: int = 3  # of a CONNECT that a peer going away has not looked at
 
     frame: int = 16 << 10
+    turn: int = 64 << 10  # of a stream's DATA before another stream's: it arrives in one piece
     request_headers: int = 64 << 10
     response_headers: int = 16 << 10
     stream_window: int = 64 << 10  # to begin with

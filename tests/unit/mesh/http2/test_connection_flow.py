@@ -144,6 +144,20 @@ def test_streams_take_turns_whatever_priorities_the_peer_sends(server_side):
     assert receiver.open_streams == 3
 
 
+def test_a_turn_may_have_several_frames():
+    """They follow each other, so that the other side can deliver them in one piece."""
+    wide = Settings(initial_window_size=4 * MIB, connection_window=16 * MIB)
+    made = pair(client=wide, server=wide, limits=Limits(turn=49_152))
+    bulk, other = opened(made), opened(made)
+    made.client.write(bulk, b"x" * 163_840)
+    made.client.write(other, b"x" * 20_000)
+    sent = [frame.stream_id for frame in frames(made.client.pull())]
+    assert sent == [bulk] * 3 + [other] * 2 + [bulk] * 7
+    made.client.write(bulk, b"x" * 40_000)  # whoever had nothing left begins anew
+    made.client.write(other, b"x" * 1_000)
+    assert [frame.stream_id for frame in frames(made.client.pull())] == [bulk] * 3 + [other]
+
+
 def test_large_frames_when_both_sides_want_them():
     made = pair(
         server=Settings(max_frame_size=65_536, initial_window_size=MIB, connection_window=MIB),

@@ -32,6 +32,8 @@ def test_settings(field, value):
         ("max_outbound_buffer", 0),
         ("max_data_frame", 0),
         ("max_data_frame", 2**24),
+        ("turn", 0),
+        ("turn", 2**24),
         ("max_control_backlog", 0),
         ("max_settings_entries", 0),
         ("max_continuations", -1),
