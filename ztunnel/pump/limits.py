@@ -25,7 +25,7 @@ class Limits:
 
     descriptors: int = 768  # of sockets, all pods together, where a process may have 1,024; see `with_descriptors`
     connections: int = 65536  # all pods together
-    connections_per_pod: int = 4000
+    connections_per_pod: int = 16384  # nor more than are left for all others
     tunnels_per_pod: int = 1024  # accepted tunnel connections
     tunnels_per_peer: int = 256  # of them, from one peer address
     handshakes_per_pod: int = 128  # of them, not yet through TLS
