@@ -84,5 +84,5 @@ async def test_a_pods_message_does_not_wait_for_what_another_pods_streams_have_t
                 moved = [await asyncio.to_thread(echo, sock, node) for _ in range(ECHOES)]
         await node.engine.drain(0)
     # A machine that is busy otherwise makes it more, never less: hence the best quarter. All streams have always
-    # something to move, 64 KiB of each in a task.
-    assert 0 < quantiles(moved)[0] < STREAMS * (64 << 10), quantiles(moved)
+    # something to move, 64 KiB of each in a task; 0.2 MiB are usual, and 8 where turns are not taken by pods.
+    assert 0 < quantiles(moved)[0] < STREAMS * (256 << 10), quantiles(moved)
