@@ -53,6 +53,7 @@ def begin(program: str) -> int:
         for domain, name in (("cluster.local", "ours"), ("cluster.local", "theirs"), ("other.domain", "stranger"))
     )
     fuzz.check_tasks()
+    fuzz.check_turns()
     spoilt = int(os.environ.get("GOSSAMER_FUZZ_SPOILT", "0"))
     return int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
 

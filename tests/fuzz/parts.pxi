@@ -32,3 +32,18 @@ def check_tasks():
     tasks_run(&pair.queue, 0, 1e9)
     assert pair.runs == 1, pair.runs
     assert pair.queue.first == &pair.first and pair.queue.last == &pair.first
+
+
+def check_turns():
+    """What a pod has left of its quantum may be less than a time can be told from the next: it is a turn all the same."""
+    cdef Loop *loop = <Loop *>make(sizeof(Loop))
+    cdef Turn turn
+    cdef Pair pair
+    memset(&pair, 0, sizeof(pair))
+    memset(&turn, 0, sizeof(turn))
+    pair.second.run, pair.second.owner = pair_second, &pair
+    turn_task(loop, &turn, &pair.second)
+    turn.credit = 1e-18
+    turn_run(loop, &turn, 1e5, 1e5 + 1)
+    assert turn.tasks.first == NULL and not turns_waiting(loop)
+    free(loop)

@@ -22,6 +22,7 @@ from tests.lab.objects import PORT, namespace, node, pod, service
 PORTS = 4000  # that a pod's connections may take
 MORE = 5000  # connections than there are ports
 AT_ONCE = 16
+RATE = 2500  # per second, where a port rests for a second before it is taken again: no more than there are ports
 PER_CONNECTION = frozenset({"captured", "flows", "announced", "clients", "legs", "accelerated", "ends", "consumed"})
 NAMESPACE = {"client": "mesh", "server": "mesh", "neighbour": "mesh", "outsider": "plain", "legacy": "plain"}
 CLUSTER = namespace("mesh", ambient=True) + namespace("plain") + node("n1") + node("n2") + service("server", "mesh")
@@ -115,7 +116,7 @@ def test_neither_do_those_on_one_node_or_half_outside_the_mesh(
     host = address(lab, target, 0)
     connect(lab, source, host, PORT, count=100)
     before = {node: descriptors(lab, node) for node in ("n1", "n2")}
-    found = connect(lab, source, host, PORT, count=MORE)
+    found = connect(lab, source, host, PORT, count=MORE, rate=RATE)
     assert found["connects"] == MORE, "not done in a minute"
     check_nothing_left(lab, until, before)
 

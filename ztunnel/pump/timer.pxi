@@ -107,16 +107,18 @@ cdef inline void task_queue(Tasks *queue, Task *self) noexcept nogil:
 
 
 cdef inline double tasks_run(Tasks *queue, double now, double until) noexcept nogil:
-    """Those that wait now, as many as begin before `until`; those that they queue wait for the next time, whichever of
-    them is cancelled meanwhile. The time after the last."""
+    """Those that wait now, the first one and as many others as begin before `until`; those that they queue wait for the
+    next time, whichever of them is cancelled meanwhile. The time after the last."""
     cdef Task mark
     cdef Task *task
     memset(&mark, 0, sizeof(mark))
     task_queue(queue, &mark)
-    while queue.first != &mark and now < until:
+    while queue.first != &mark:
         task = queue.first
         task_cancel(task)
         task.run(task.owner)
         now = clock_now()
+        if now >= until:  # not before the first: what a pod has left of its quantum may be too little to add to a time
+            break
     task_cancel(&mark)
     return now
