@@ -32,7 +32,7 @@ build() {
     -o "$make/fuzz.so" -lssl -lcrypto -lnghttp2
   wait $!
   clang "${flags[@]}" -fsanitize=fuzzer -rdynamic "${python[@]}" "$here/driver.c" "$here/mutator.c" -o "$make/driver" \
-    $(/usr/bin/python3-config --embed --ldflags)
+    -DPYTHON_HOME="\"$(/usr/bin/python3 -c 'import sys; print(sys.base_prefix)')\"" $(/usr/bin/python3-config --embed --ldflags)
   local target; for target in "${targets[@]}"; do ln -f "$make/driver" "$make/$target"; done
   echo "$now" >"$make/stamp"
   flock -u 8

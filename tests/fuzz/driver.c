@@ -9,6 +9,21 @@
 
 #include "mutator.h"
 
+/* The Python that it is linked with, whichever comes first in somebody's PATH. */
+static void begin_python(void)
+{
+    PyConfig config;
+    PyStatus status;
+    PyConfig_InitPythonConfig(&config);
+    config.install_signal_handlers = 0;
+    status = PyConfig_SetBytesString(&config, &config.home, PYTHON_HOME);
+    if (!PyStatus_Exception(status))
+        status = Py_InitializeFromConfig(&config);
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
+    PyConfig_Clear(&config);
+}
+
 static int scripted; /* inputs are scripts */
 static void (*one)(const uint8_t *data, size_t size);
 
@@ -17,7 +32,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments)
     PyObject *module, *address = NULL;
     (void)count;
     __lsan_disable(); /* what Python and its packages never free */
-    Py_InitializeEx(0);
+    begin_python();
     module = PyImport_ImportModule("tests.fuzz.begin");
     if (module != NULL)
         address = PyObject_CallMethod(module, "begin", "s", (*arguments)[0]);
