@@ -57,6 +57,7 @@ from ztunnel.succession import Kernel as SuccessionKernel
 from ztunnel.succession import Succession
 from ztunnel.sync import Sync
 from ztunnel.uplink import Uplink
+from ztunnel.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +110,14 @@ class Agent:
         self._cookies: dict[int, str] = {}  # of the pods' network namespaces -> instance
 
         self.engine: Engine = engine(kernel, self._facts)
+        self._watchdog = Watchdog(self.engine.pulses)
         self._connections = Connections(self.counts, _now)
         uplink = Uplink(address=config.controller, node=config.node, root=config.root, token=config.token)
         self._sync = Sync(
             uplink=uplink,
             journal=Journal(path=config.run / "snapshot.jsonl"),
             apply=self._swap,
-            joined=self._joined,
+            joined=lambda: self._certificates.retry(),  # noqa: PLW0108 - they are made below
             rng=self._rng,
         )
         self._certificates = Certificates(
@@ -204,6 +206,7 @@ class Agent:
         """Serve until `stop`, or until another agent has taken over; then drain. NotTaken (in a group) if this one was
         to take over and may not."""
         self._adopted = frozenset(self._kernel.pods())
+        self._watchdog.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -222,6 +225,7 @@ class Agent:
                 giving.cancel()  # last: whoever waits for the end makes the same sockets then
                 log.info("stopped")
         finally:
+            self._watchdog.stop()
             self._access.close()
 
     def _begin(self) -> None:
@@ -288,9 +292,6 @@ class Agent:
         self._decider.swapped()
         self._direct.swapped()
         self._pods.swapped()
-
-    def _joined(self) -> None:
-        self._certificates.retry()
 
     async def _follow_pods(self) -> None:
         async for found in records.follow(self.config.pods):
@@ -385,7 +386,10 @@ class Agent:
             waits.append(f"pod records in {self.config.pods}")
         if not self._sync.synced and not self._held:
             waits.append(f"first state from the controller {self.config.controller}")
-        return waits
+        return waits + [f"thread {name}, which is stuck" for name in self.stuck()]
+
+    def stuck(self) -> Sequence[str]:
+        return self._watchdog.stuck
 
     def pods(self) -> Sequence[Pod]:
         return list(self._pods.by_instance.values())

@@ -230,6 +230,10 @@ class Engine(Protocol):
     def counts(self) -> Mapping[int, tuple[int, int]]:
         """Live connections: id -> (sent, received)."""
 
+    def pulses(self) -> Mapping[str, tuple[int, bool]]:
+        """Of each thread that moves bytes, by name: a number that changes while it goes on, and whether it has
+        something to do. Nobody is woken for it, nor waited for; from any thread."""
+
     async def drain(self, deadline: float) -> None:
         """Close listeners, GOAWAY on every tunnel, wait up to `deadline` seconds for open streams, then close."""
 

@@ -4,6 +4,7 @@ RUN/admin.sock    all of admin, root only (0600 in a 0700 directory)
 127.0.0.1:15000   admin, to be read: any process in the node's network namespace reaches it
 :15020            GET /metrics, /stats/prometheus
 :15021            GET /healthz/ready: 200 "ready", 500 "not ready, pending: …"
+                  GET /healthz/live: 200 "alive", 500 "stuck: …"; none from an event loop that is
 """
 
 from __future__ import annotations
@@ -231,6 +232,13 @@ def readiness_app(view: AgentView) -> web.Application:
             return web.Response(status=500, text=f"not ready, pending: {', '.join(pending)}\n")
         return web.Response(text="ready\n")
 
+    async def live(request: web.Request) -> web.Response:
+        stuck = view.stuck()
+        if stuck:
+            return web.Response(status=500, text=f"stuck: {', '.join(stuck)}\n")
+        return web.Response(text="alive\n")
+
     app = web.Application()
     app.router.add_get("/healthz/ready", ready, allow_head=False)
+    app.router.add_get("/healthz/live", live, allow_head=False)
     return app

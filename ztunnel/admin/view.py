@@ -77,6 +77,9 @@ class AgentView(Protocol):
     def pending(self) -> Sequence[str]:
         """What readiness still waits for, in words; empty: ready."""
 
+    def stuck(self) -> Sequence[str]:
+        """Threads that have something to do and do not get on: only a new start helps."""
+
     def pods(self) -> Sequence[Pod]: ...
     def certificates(self) -> Sequence[CertificateView]: ...
     def connections(self) -> Sequence[Connection]: ...

@@ -23,6 +23,7 @@ def collect(view: AgentView, kernel: Description | None, version: str) -> Iterat
     failing = sum(bool(p.error) for p in pods)
     yield _gauge("gossamer_enrolment_failing_pods", "Pods whose last enrolment failed; it is retried.", ({}, failing))
     yield _gauge("gossamer_older_connections", "Connections older than their pod's enrolment.", ({}, len(view.older())))
+    yield _gauge("gossamer_stuck_threads", "Threads that have work and do not get on.", ({}, len(view.stuck())))
     yield from _control(view)
     yield _refusals(view)
     yield from _direct(view)

@@ -70,6 +70,8 @@ class Pump:
         """Returns when it is done."""
     def pause(self) -> None:
         """Returns when nobody is accepted any more; `facts` has all who were."""
+    def pulses(self) -> list[tuple[int, bool]]:
+        """Of each thread that runs: (steps into rounds and out of them, it has something to do). From any thread."""
     def census(self) -> tuple[list[tuple[int, bool, bool, bool, int, int, Address]], int, int]:
         """(tunnels, groups, peers); a tunnel is (pod, server, ready, retired, streams, backlog, peer)."""
     def stop(self) -> None: ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mesh.model import SocketAddress
+from mesh.model import SocketAddress, canonical_ip
+from ztunnel.pump._pump import Pump
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +29,24 @@ class Census:
     tunnels: Sequence[Tunnel]
     groups: int
     peers: int
+
+
+def take(pump: Pump, name: Callable[[int], str]) -> Census:
+    """`name`: of a pod, by its number. Waits for the threads."""
+    tunnels, groups, peers = pump.census()
+    return Census(
+        tunnels=[
+            Tunnel(
+                pod=name(pod),
+                server=server,
+                ready=ready,
+                retired=retired,
+                streams=streams,
+                backlog=backlog,
+                address=SocketAddress(canonical_ip(ip), port),
+            )
+            for pod, server, ready, retired, streams, backlog, (ip, port) in tunnels
+        ],
+        groups=groups,
+        peers=peers,
+    )

@@ -32,7 +32,7 @@ from ztunnel.orders import (
     TunnelKey,
 )
 from ztunnel.pump._pump import Pump
-from ztunnel.pump.census import Census, Tunnel
+from ztunnel.pump.census import Census, take
 from ztunnel.pump.limits import Limits
 from ztunnel.pump.listeners import adopt, close_all, listen
 from ztunnel.pump.pod import Pod
@@ -171,23 +171,10 @@ class PumpEngine:
 
     def census(self) -> Census:
         """Asks the threads, which takes some milliseconds while they are busy."""
-        tunnels, groups, peers = self._pump.census()
-        return Census(
-            tunnels=[
-                Tunnel(
-                    pod=self._numbered[pod].name,
-                    server=server,
-                    ready=ready,
-                    retired=retired,
-                    streams=streams,
-                    backlog=backlog,
-                    address=_address(*address),
-                )
-                for pod, server, ready, retired, streams, backlog, address in tunnels
-            ],
-            groups=groups,
-            peers=peers,
-        )
+        return take(self._pump, lambda number: self._numbered[number].name)
+
+    def pulses(self) -> Mapping[str, tuple[int, bool]]:
+        return {f"pump-{i}": pulse for i, pulse in enumerate(self._pump.pulses())}
 
     async def drain(self, deadline: float) -> None:
         self._draining = True

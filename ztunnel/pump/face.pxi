@@ -446,6 +446,17 @@ cdef class Pump:
             self._send(self.loops[i])
             self._wait(self.loops[i])
 
+    def pulses(self):
+        """(steps, has work) of each thread that runs. From any thread of Python's."""
+        cdef list pulses = []
+        cdef uint64_t steps
+        cdef int64_t i
+        for i in range(self.shared.threads):
+            if self.loops[i].running:
+                steps = atomic_get64(&self.loops[i].steps, RELAXED)
+                pulses.append((steps, bool(loop_has_work(self.loops[i], steps))))
+        return pulses
+
     def census(self):
         """(tunnels, groups, peers); a tunnel is (pod, server, ready, retired, streams, backlog, (ip, port))."""
         cdef Census census

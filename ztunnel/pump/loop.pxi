@@ -75,7 +75,7 @@ cdef struct Watch:
 
 cdef struct Loop:
     # Owned by the Pump; everything below by the thread, which alone touches it while it runs, but for `orders`,
-    # `asked`, `answered` and `stopped`.
+    # `asked`, `answered` and `stopped`. Who wants to know whether it lives reads `steps` and polls `epoll`.
     Shared *shared
     int64_t index
     pthread_t thread
@@ -85,6 +85,7 @@ cdef struct Loop:
     int64_t home             # file descriptor of the agent's own network namespace
     uint64_t home_inode
     double now
+    uint64_t steps           # atomic; into rounds and out of them: odd while it is in one
     Watch *watches
     int watch_count
     int vacant
@@ -310,6 +311,17 @@ cdef void loop_round(Loop *self, epoll_event *events, int count) noexcept nogil:
     bury_all(self)
 
 
+cdef inline void loop_step(Loop *self) noexcept nogil:
+    atomic_set64(&self.steps, self.steps + 1, RELAXED)
+
+
+cdef bint loop_has_work(Loop *self, uint64_t steps) noexcept nogil:
+    """For other threads: it is in a round, or something has come that it should wake up for. It is not woken to be asked."""
+    cdef pollfd waits
+    waits.fd, waits.events, waits.revents = self.epoll, POLLIN, 0
+    return steps % 2 or poll(&waits, 1, 0) > 0
+
+
 cdef void *loop_run(void *of) noexcept nogil:
     cdef Loop *self = <Loop *>of
     cdef epoll_event events[EVENTS]
@@ -317,6 +329,7 @@ cdef void *loop_run(void *of) noexcept nogil:
     cdef int i
     while not self.stopped:
         count = epoll_wait(self.epoll, events, EVENTS, loop_patience(self))
+        loop_step(self)
         self.now = clock_now()
         load_measure(&self.load, self.now)
         if count < 0:
@@ -324,6 +337,7 @@ cdef void *loop_run(void *of) noexcept nogil:
                 die(b"epoll_wait failed")
             count = 0
         loop_round(self, events, count)
+        loop_step(self)
     loop_report_now(self)
     return NULL
 

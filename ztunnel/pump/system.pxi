@@ -74,6 +74,14 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_ctl(int, int, int, epoll_event *)
     int epoll_wait(int, epoll_event *, int, int)
 
+cdef extern from "poll.h" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd *, unsigned long, int)
+
 cdef extern from "sys/eventfd.h" nogil:
     int EFD_NONBLOCK, EFD_CLOEXEC
     int eventfd(unsigned int, int)

@@ -146,6 +146,7 @@ class SmallAgent:
     snapshot: Snapshot = SNAPSHOT
     controller: SmallController = field(default_factory=SmallController)
     waits_for: list[str] = field(default_factory=list)
+    stands: list[str] = field(default_factory=list)
     moved: dict[int, tuple[int, int]] = field(default_factory=dict)
     counters: dict[Reason, int] = field(default_factory=dict)
     losses: tuple[int, int] = (0, 0)
@@ -163,6 +164,9 @@ class SmallAgent:
 
     def pending(self) -> list[str]:
         return self.waits_for
+
+    def stuck(self) -> list[str]:
+        return self.stands
 
     def pods(self) -> list[SmallPod]:
         return self.own_pods

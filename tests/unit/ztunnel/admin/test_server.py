@@ -126,6 +126,16 @@ async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
             assert (await over_tcp(at, "readiness", "/healthz/ready", method))[0] == 405, method
 
 
+async def test_liveness_names_who_is_stuck(tmp_path: Path) -> None:
+    async with served(tmp_path) as at:
+        assert (await over_tcp(at, "readiness", "/healthz/live"))[:2] == (200, b"alive\n")
+        assert (await over_unix(at, "/healthz/live"))[0] == 404, "a probe asks where readiness is"
+        at.agent.stands = ["pump-0", "pump-1"]
+        assert (await over_tcp(at, "readiness", "/healthz/live"))[:2] == (500, b"stuck: pump-0, pump-1\n")
+        lines = (await over_tcp(at, "metrics", "/metrics", **{"Accept-Encoding": "identity"}))[1].decode().splitlines()
+    assert "gossamer_stuck_threads 2" in lines
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/stats/prometheus"])
 async def test_metrics_in_the_format_and_encoding_that_was_asked_for(tmp_path: Path, path: str) -> None:
     async with served(tmp_path) as at:
