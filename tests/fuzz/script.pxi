@@ -185,9 +185,10 @@ cdef void step_leave(Script *self) noexcept nogil:
 cdef void accepted(int door, int fd, const char *peer) noexcept nogil:
     """As by an accept loop."""
     cdef Pod *pod = pod_find(world.loops[0], POD_NUMBER)
-    address_parse(<Address *>&seam_peer, peer, 40000)
+    cdef Address from_
+    address_parse(&from_, peer, 40000)
     address_parse(<Address *>&seam_local, b"10.0.0.7", 15008)
-    listener_accepted(&pod.listeners[door], fd)
+    listener_accepted(&pod.listeners[door], fd, &from_)
 
 
 cdef bint pod_accepts() noexcept nogil:

@@ -1,7 +1,7 @@
 /* Where the pump meets the kernel and OpenSSL, a script can stand in. Included before everything else of the module that
  * is fuzzed; the pump's own code is the product's, to the letter.
  *
- * - socket(), connect(): pairs of local sockets, whose far ends the script holds; getpeername(), getsockname(): their names
+ * - socket(), connect(): pairs of local sockets, whose far ends the script holds; getsockname(): their names
  * - close(): a descriptor is closed once, and every one of them is
  * - recv(), SSL_read(): what was not received may not be looked at
  * - clock_gettime(): a microsecond is over with each look
@@ -43,8 +43,7 @@ static long seam_opened;             /* and not closed */
 static long seam_looks;              /* at the clock */
 static int seam_fars[SEAM_FARS];     /* descriptors of far ends, in the order they were made */
 static int seam_far_count;
-static struct sockaddr_storage seam_peer;  /* of the next connection that is accepted */
-static struct sockaddr_storage seam_local;
+static struct sockaddr_storage seam_local; /* of the next connection that is accepted */
 static int seam_nears[SEAM_FARS];    /* and of the pump's, which may be closed by now */
 static unsigned char seam_resets[SEAM_DESCRIPTORS]; /* local sockets know no RST: it is read where FIN would be */
 
@@ -247,7 +246,6 @@ static int seam_clock_gettime(clockid_t clock, struct timespec *now)
 #define close(fd) seam_close(fd)
 #define socket(family, type, protocol) seam_socket(family, type, protocol)
 #define connect(fd, to, size) seam_connect(fd, to, size)
-#define getpeername(fd, into, size) seam_named(&seam_peer, into, size)
 #define getsockname(fd, into, size) seam_named(&seam_local, into, size)
 #define recv(fd, into, limit, flags) seam_recv(fd, into, limit, flags)
 #define getsockopt(fd, level, name, value, size) seam_getsockopt(fd, level, name, value, size)

@@ -9,7 +9,7 @@ cdef extern from *:  # seams.h and honest.h come before everything
     X509 *seam_certificate
     cdef struct sockaddr_storage:
         pass
-    sockaddr_storage seam_peer, seam_local
+    sockaddr_storage seam_local
     void seam_fail(const char *) noexcept nogil
     int seam_mark(int) noexcept nogil
     int seam_pair() noexcept nogil

@@ -25,6 +25,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       pool        client tunnels shared by equal keys
       listener    accept loops
       pod, connection
+      early       what goes with a CONNECT
       loop        one thread: epoll, turns, what threads share
       facts, orders    what crosses
       face        the class Pump that Python sees

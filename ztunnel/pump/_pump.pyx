@@ -4,7 +4,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport (
-    EAGAIN, ECONNRESET, EINPROGRESS, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, EPROTO, ETIMEDOUT, errno,
+    EAGAIN, EALREADY, ECONNRESET, EINPROGRESS, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, EPROTO, ETIMEDOUT, errno,
 )
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
@@ -39,6 +39,7 @@ include "pool.pxi"
 include "listener.pxi"
 include "pod.pxi"
 include "connection.pxi"
+include "early.pxi"
 include "loop.pxi"
 include "facts.pxi"
 include "orders.pxi"

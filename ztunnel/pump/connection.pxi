@@ -2,7 +2,8 @@
 
 
 cdef struct Connection:
-    # Owned by its pod, found by id; freed when it is over. Until the upstream is up nothing is read from downstream.
+    # Owned by its pod, found by id; freed when it is over. Until the upstream is up nothing is read from downstream, but
+    # what goes with a CONNECT.
     Loop *loop
     Pod *pod
     uint64_t id
@@ -20,6 +21,7 @@ cdef struct Connection:
     Socket *dial
     uint64_t announced       # socket cookie of the last hop; 0: none
     Buffer order             # RelayTunnel as it came, until the CONNECT is answered: it may have to be sent again
+    Buffer early             # what was sent with the CONNECT, until that is answered
     Buffer headers           # of the 200 to a tunnel request
     long attempts
     bint promised            # a descriptor for its upstream
@@ -103,12 +105,9 @@ cdef void connection_accept(
     Pod *pod, int fd, bint captured, const Address *peer, const Address *local
 ) noexcept nogil:
     """Takes `fd`."""
-    cdef Socket *socket = socket_new(pod.loop, fd, b"downstream")
-    cdef Connection *self
-    if socket == NULL:
-        return
-    self = connection_new(pod)
-    connection_take_socket(self, &self.down, socket)
+    cdef Connection *self = connection_new(pod)
+    connection_take_socket(self, &self.down, socket_new(pod.loop, fd, b"downstream"))
+    timer_start(pod.loop, &self.timer, PATIENCE, connection_watched, self)
     fact_accepted(self, captured, peer, local)
 
 
@@ -158,6 +157,14 @@ cdef void connection_take_socket(Connection *self, End *end, Socket *socket) noe
     socket.handed = self.loop.shared.accelerated
 
 
+cdef void connection_watched(void *of) noexcept nogil:
+    """Mostly the order comes first, and nobody looks at the socket for nothing; now it is time to hear of its end."""
+    cdef Connection *self = <Connection *>of
+    timer_start(self.loop, &self.timer, DECISION, connection_undecided, self)
+    if not socket_watch(self.down.socket):
+        connection_wake(self)
+
+
 cdef void connection_undecided(void *of) noexcept nogil:
     cdef Connection *self = <Connection *>of
     cdef char why[64]
@@ -184,8 +191,10 @@ cdef void connection_dial(Connection *self, int fd, const Address *to) noexcept 
     """Takes `fd`."""
     connection_keep_promise(self)
     self.dial = dial(self.loop, fd, to, b"upstream", connection_dialled, self)
-    if self.dial == NULL:
-        connection_fail(self, CONNECT_FAILED, b"epoll has no room")
+    if not self.dial.connecting:
+        connection_dialled(self)
+    elif self.down.socket != NULL and not socket_watch(self.down.socket):
+        connection_wake(self)
 
 
 cdef void connection_dialled(void *of) noexcept nogil:
@@ -214,6 +223,7 @@ cdef void connection_tunnel(Connection *self) noexcept nogil:
     cdef char *expected
     connection_keep_promise(self)
     self.attempts += 1
+    early_read(self)
     connection_cursor(self, &order)
     read_address(&order, &address)
     key = cursor_bytes(&order, &length)
@@ -254,6 +264,7 @@ cdef void connection_assigned(Connection *self, Tunnel *tunnel) noexcept nogil:
         return
     self.up.stream = stream
     stream.connection = self
+    early_write(self)
     timer_start(self.loop, &self.timer, RESPONSE, connection_unanswered, self)
 
 
@@ -280,6 +291,8 @@ cdef void connection_await_answer(Connection *self) noexcept nogil:
         connection_tunnel(self)
     elif stream.lost.reason:
         connection_fail(self, stream.lost.reason, stream.lost.detail)
+    else:
+        early_read(self)
 
 
 # Relaying
@@ -288,6 +301,7 @@ cdef void connection_await_answer(Connection *self) noexcept nogil:
 cdef void connection_begin(Connection *self, const char *peer, const Address *upstream) noexcept nogil:
     cdef Cursor headers
     timer_stop(&self.timer)
+    atomic_set64(&self.meter.sent, early_free(self), RELAXED)
     if self.down.stream != NULL:
         headers.at = buffer_start(&self.headers)
         headers.end = headers.at + self.headers.length
@@ -331,6 +345,8 @@ cdef void connection_step(void *of) noexcept nogil:
             connection_fail_as(self, &self.down)
         elif self.up.stream != NULL:
             connection_await_answer(self)
+        elif self.attempts:
+            early_read(self)
         return
     forward = way_move(&self.forward, &self.down, &self.up, &self.meter.sent)
     if forward < 0:
@@ -383,6 +399,7 @@ cdef void connection_finish(Connection *self, int reason, const char *detail) no
     connection_keep_promise(self)
     timer_stop(&self.timer)
     task_cancel(&self.step)
+    early_free(self)
     fact_ended(self, reason, detail)
     connection_unlink(self)
     bury(self.loop, &self.corpse, connection_dispose, self)

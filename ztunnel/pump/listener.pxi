@@ -36,7 +36,7 @@ cdef void listener_pause(Listener *self) noexcept nogil:
     """Nobody is accepted until it is started again; idempotent. Connections wait in the backlog."""
     timer_stop(&self.pause)
     task_cancel(&self.accept)
-    loop_forget(self.pod.loop, self.watch, self.fd)
+    loop_unwatch(self.pod.loop, self.watch, self.fd)
     self.watch = -1
 
 
@@ -86,6 +86,8 @@ cdef bint listener_must_wait(Listener *self) noexcept nogil:
 cdef void listener_accept(void *of) noexcept nogil:
     cdef Listener *self = <Listener *>of
     cdef Loop *loop = self.pod.loop
+    cdef Address peer
+    cdef socklen_t size
     cdef int fd, i
     if loop_unheard(loop):
         timer_start(loop, &self.pause, PAUSE, listener_resume, self)
@@ -96,9 +98,10 @@ cdef void listener_accept(void *of) noexcept nogil:
         if listener_must_wait(self):
             timer_start(loop, &self.pause, REFILL, listener_resume, self)
             return
-        fd = accept4(self.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        size = sizeof(Address)
+        fd = accept4(self.fd, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
-            listener_accepted(self, fd)
+            listener_accepted(self, fd, &peer)
         elif errno == EAGAIN:
             return
         elif errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
@@ -109,35 +112,33 @@ cdef void listener_accept(void *of) noexcept nogil:
             fact_deaf(self.pod)
             return
         # Otherwise the peer was faster (ECONNABORTED and what else accept(2) lists).
-    turn_task(loop, &self.pod.turn, &self.accept)
+    if self.watch >= 0:  # nobody has paused or closed it meanwhile
+        turn_task(loop, &self.pod.turn, &self.accept)
 
 
-cdef void listener_accepted(Listener *self, int fd) noexcept nogil:
+cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcept nogil:
+    """Takes `fd`."""
     cdef Pod *pod = self.pod
-    cdef Address peer, local
+    cdef Address local
     cdef socklen_t size = sizeof(Address)
     cdef bint captured = listener_captures(self)
     cdef Loop *to
     cdef char why[160]
-    if getpeername(fd, &peer.any, &size) != 0:
-        close_(fd)
-        return
-    size = sizeof(Address)
     if getsockname(fd, &local.any, &size) != 0:
         close_(fd)
         return
     if self.door == TUNNEL4 or self.door == TUNNEL6:
-        server_accept(pod, fd, &peer, &local)
+        server_accept(pod, fd, peer, &local)
         return
     if captured:
         charge(&pod.captures, pod.loop.now)
         untold_add(&pod.untold, loop_takes(pod.loop), pod.loop.shared.limits.untold_captured)
-    if pod_excess(pod, why, sizeof(why)) or not captured and loop_excess(pod, &peer, why, sizeof(why)):
+    if pod_excess(pod, why, sizeof(why)) or not captured and loop_excess(pod, peer, why, sizeof(why)):
         close_(fd)  # RST: inherited from the listener
         count_refused(pod.loop, LIMIT, why)
         return
     to = spread_connection(pod)
     if to == pod.loop:
-        connection_accept(pod, fd, captured, &peer, &local)
+        connection_accept(pod, fd, captured, peer, &local)
     else:
-        spread_send(pod, to, fd, captured, &peer, &local)
+        spread_send(pod, to, fd, captured, peer, &local)

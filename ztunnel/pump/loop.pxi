@@ -42,7 +42,7 @@ cdef struct Limits:
     int64_t buffered_per_pod
     int64_t buffered
     size_t stream_buffer
-    double seconds[12]       # per Span
+    double seconds[13]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -89,7 +89,7 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[12]
+    Timers timers[13]
     Turns sparse             # pods that have something to do: those that had nothing before
     Turns busy               # and those that always have
     Corpse *dead
@@ -153,13 +153,27 @@ cdef int loop_watch(
     return index
 
 
-cdef void loop_forget(Loop *self, int index, int fd) noexcept nogil:
-    """Before the descriptor is closed."""
+cdef int loop_watch_more(Loop *self, int index, int fd, uint32_t events) noexcept nogil:
+    """0, or -1. What is so already is an event."""
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = <uint64_t>self.watches[index].generation << 32 | <uint64_t>index
+    return epoll_ctl(self.epoll, EPOLL_CTL_MOD, fd, &event)
+
+
+cdef void loop_unwatch(Loop *self, int index, int fd) noexcept nogil:
+    """Of a descriptor that stays open, here or in another process."""
+    if index >= 0:
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+    loop_forget(self, index)
+
+
+cdef void loop_forget(Loop *self, int index) noexcept nogil:
+    """Of a descriptor that is closed now."""
     cdef Watch *watch
     if index < 0:
         return
     watch = &self.watches[index]
-    epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
     watch.generation += 1
     watch.ready, watch.owner = NULL, NULL
     watch.vacant = self.vacant

@@ -237,8 +237,8 @@ cdef void group_connect(Group *self) noexcept nogil:
     tune(fd)
     set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, loop.shared.limits.socket_backlog)
     self.dial = dial(loop, fd, &self.address, b"tunnel", group_dialled, self)
-    if self.dial == NULL:
-        group_failed(self, CONNECT_FAILED, b"epoll has no room")
+    if not self.dial.connecting:
+        group_dialled(self)
 
 
 cdef void group_dialled(void *of) noexcept nogil:

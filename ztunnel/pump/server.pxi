@@ -164,9 +164,6 @@ cdef void server_accept(Pod *pod, int fd, const Address *from_, const Address *l
         peer_discard_if_unused(loop, peer)
         return
     socket = socket_new(loop, fd, b"tunnel")
-    if socket == NULL:
-        peer_discard_if_unused(loop, peer)
-        return
     peer.open_ += 1
     socket.peer = peer
     tunnel = tunnel_new(loop, socket, pod, NULL, pod.contexts.server, from_)

@@ -19,11 +19,12 @@ cdef struct Socket:
     # then the kernel's buffer is the bound. `out` holds what the kernel has not taken.
     Loop *loop
     int fd
-    int watch
+    int watch                # -1: none yet; it begins when there is something to wait for
     Buffer out
     bint connecting
     bint readable
     bint writable
+    bint awaits_room         # the watch looks for room, too
     bint handed              # an application's: the kernel may hand us its bytes past TCP
     bint hung                # FIN, or an error: reading on is worth it although a read came back short
     bint finish_wanted
@@ -60,23 +61,37 @@ cdef void tune(int fd) noexcept nogil:
 
 
 cdef Socket *socket_new(Loop *loop, int fd, const char *side) noexcept nogil:
-    """Takes `fd`. NULL, and it is closed: epoll has no room."""
+    """Takes `fd`. It is watched once a read or a write has found that there is something to wait for."""
     cdef Socket *self = <Socket *>make(sizeof(Socket))
     self.loop, self.fd, self.side = loop, fd, side
+    self.watch = -1
     self.readable = self.writable = True
-    if not socket_watch(self):
-        close_(fd)
-        free(self)
-        return NULL
     atomic_add(&loop.shared.descriptors, 1, RELAXED)
     return self
 
 
 cdef bint socket_watch(Socket *self) noexcept nogil:
-    """False: epoll has no room."""
-    self.watch = loop_watch(
-        self.loop, self.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, socket_ready, self)
+    """Idempotent. False, and it has failed: epoll has no room. What happened before is an event, too. Room is looked for
+    only by who once had none: a new socket has some, and would be an event for nothing."""
+    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET | (EPOLLOUT if self.awaits_room else <uint32_t>0)
+    if self.watch >= 0:
+        return True
+    self.watch = loop_watch(self.loop, self.fd, events, socket_ready, self)
+    if self.watch < 0:
+        socket_fail(self, errno)
     return self.watch >= 0
+
+
+cdef void socket_await_room(Socket *self) noexcept nogil:
+    """The kernel takes nothing now."""
+    self.writable = False
+    if self.awaits_room:
+        return
+    self.awaits_room = True
+    if self.watch < 0:
+        socket_watch(self)
+    elif loop_watch_more(self.loop, self.watch, self.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) != 0:
+        socket_fail(self, errno)
 
 
 cdef void socket_dispose(void *of) noexcept nogil:
@@ -90,7 +105,7 @@ cdef void socket_shut(Socket *self, bint resets) noexcept nogil:
         return
     self.closed = True
     timer_stop(&self.timer)
-    loop_forget(self.loop, self.watch, self.fd)
+    loop_forget(self.loop, self.watch)  # epoll forgets what is closed by itself
     if not resets:
         linger_set(self.fd, False)
     close_(self.fd)
@@ -140,10 +155,11 @@ cdef ssize_t socket_read(Socket *self, uint8_t *into, size_t limit) noexcept nog
     if count == 0:
         return 0 if self.error == 0 else FAILED  # a poll may take the socket's error: that is no clean end
     if errno == EAGAIN or errno == EINTR:
-        if self.error != 0:
-            return FAILED
-        self.readable = errno == EINTR
-        return NOTHING
+        if self.error == 0:
+            self.readable = errno == EINTR
+            if self.readable or socket_watch(self):
+                return NOTHING
+        return FAILED
     socket_fail(self, errno)
     return FAILED
 
@@ -152,7 +168,7 @@ cdef bint socket_drained(Socket *self, size_t count, size_t limit) noexcept nogi
     """After a read of `count`: nothing is left, the next byte is another edge, and nobody need ask again. A socket that is
     handed bytes past TCP has two queues, and a read empties one of them: the other is looked at when it has been silent
     for a moment. A read that finds nothing after each one that found something would cost a busy thread more."""
-    if count == limit or self.hung:
+    if count == limit or self.hung or not socket_watch(self):
         return False
     self.readable = False
     if self.handed:
@@ -176,7 +192,7 @@ cdef size_t socket_offer(Socket *self, const uint8_t *data, size_t length) noexc
         if count >= 0:
             sent += count
         elif errno == EAGAIN:
-            self.writable = False
+            socket_await_room(self)
         elif errno != EINTR:
             socket_fail(self, errno)
     return sent
@@ -196,7 +212,7 @@ cdef size_t socket_offer_pieces(Socket *self, iovec *pieces, size_t count, size_
     if sent >= 0:
         return sent  # what it did not take is found out by the next try
     if errno == EAGAIN:
-        self.writable = False
+        socket_await_room(self)
     elif errno != EINTR:
         socket_fail(self, errno)
     return 0
@@ -288,23 +304,38 @@ cdef void dial_at_once(void *of) noexcept nogil:
 cdef Socket *dial(
     Loop *loop, int fd, const Address *to, const char *side, void (*changed)(void *) noexcept nogil, void *owner
 ) noexcept nogil:
-    """Begin to connect `fd`, which it takes; `changed` is called once it is settled, never from here. NULL: no room."""
-    cdef Socket *self
-    cdef int code = 0
-    if connect_(fd, &to.any, address_size(to)) != 0:
-        code = errno
-    self = socket_new(loop, fd, side)
-    if self == NULL:
-        return NULL
+    """Connect `fd`, which it takes. While it is `connecting`, `changed` will be called once that is settled, never from
+    here; otherwise it is settled: connected if `error` is 0."""
+    cdef Socket *self = socket_new(loop, fd, side)
+    cdef int code = dial_begin(fd, to)
     self.address = to[0]
     self.changed, self.owner = changed, owner
-    self.connecting = True
-    if code == EINPROGRESS or code == 0:  # connected at once: epoll says so
+    if code == EALREADY:
+        self.connecting = self.awaits_room = True
         timer_start(loop, &self.timer, CONNECT, dial_late, self)
-    else:
-        self.error = code
-        loop_soon(loop, &self.timer, dial_at_once, self)
+    elif code:
+        socket_fail(self, code)
+        return self
+    self.readable = False  # whatever comes is an event
+    if not socket_watch(self) and self.connecting:
+        dial_soon(self)
     return self
+
+
+cdef int dial_begin(int fd, const Address *to) noexcept nogil:
+    """errno; EALREADY: it is under way. A peer on this machine has mostly answered before connect(2) returns, although
+    that says EINPROGRESS; asked again it knows, for less than an event costs."""
+    if connect_(fd, &to.any, address_size(to)) == 0:
+        return 0
+    if errno != EINPROGRESS:
+        return errno
+    return 0 if connect_(fd, &to.any, address_size(to)) == 0 else errno
+
+
+cdef void dial_soon(Socket *self) noexcept nogil:
+    """`changed` is called in this thread's next round."""
+    self.connecting = True
+    loop_soon(self.loop, &self.timer, dial_at_once, self)
 
 
 cdef void loop_soon(Loop *loop, Timer *timer, void (*fire)(void *) noexcept nogil, void *owner) noexcept nogil:

@@ -115,7 +115,7 @@ cdef void spread_hand_over(Tunnel *tunnel) noexcept nogil:
     task_cancel(&tunnel.step)
     task_cancel(&tunnel.flush)
     task_cancel(&tunnel.freed)
-    loop_forget(loop, tunnel.socket.watch, tunnel.socket.fd)
+    loop_unwatch(loop, tunnel.socket.watch, tunnel.socket.fd)
     tunnel.socket.watch = -1
     server_unlink(tunnel)
     tunnel_count(tunnel, 0)
@@ -140,7 +140,6 @@ cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
     server_link(tunnel)
     socket.readable = socket.writable = True
     if not socket_watch(socket):
-        socket_fail(socket, errno)
         tunnel_lose(tunnel, INTERNAL, b"epoll has no room")
         return
     if not tunnel_speak(tunnel):

@@ -18,7 +18,6 @@ cdef extern from "sys/socket.h" nogil:
     int connect_ "connect"(int, const sockaddr *, socklen_t)
     int accept4(int, sockaddr *, socklen_t *, int)
     int getsockname(int, sockaddr *, socklen_t *)
-    int getpeername(int, sockaddr *, socklen_t *)
     int setsockopt(int, int, int, const void *, socklen_t)
     int getsockopt(int, int, int, void *, socklen_t *)
     int shutdown_ "shutdown"(int, int)
@@ -69,7 +68,7 @@ cdef extern from "sys/epoll.h" nogil:
         uint32_t events
         epoll_data_t data
     uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
-    int EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event *)
     int epoll_wait(int, epoll_event *, int, int)

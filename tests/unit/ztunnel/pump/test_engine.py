@@ -389,7 +389,7 @@ async def test_plaintext_is_reported_as_dialled_and_relayed(suffix: str) -> None
         assert (await made.server.ended())[0].reason == Reason.OK
 
 
-async def test_nothing_is_read_before_the_upstream_is_up() -> None:
+async def test_nothing_is_read_before_the_decision() -> None:
     async with pair() as made, application(made, echo):
         made.client.decide = lambda fact: None
         reader, writer = await made.connect()
