@@ -15,7 +15,7 @@
  * Loopback legs between application and agent are promoted like direct flows (legs.c). Where settings.accelerate says so,
  * they are in the sockhash from the start. */
 
-/* From the first byte on. 0: there is no room, or the pod reads past receive calls. */
+/* From now on. What TCP has received until now may not have been read: the first receive puts that right. 0: there is no room, or the pod reads past receive calls. */
 static __always_inline int measure(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct tuple *flow) {
   u64 pointer = (u64)sk, netns = bpf_get_netns_cookie(s);
   struct meter fresh = {};
@@ -23,7 +23,8 @@ static __always_inline int measure(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   if ((needs_tcp && *needs_tcp) || splicers.lookup(&netns)) return 0;
   if (flow) fresh.flow = *flow;
   fresh.own = pointer;
-  fresh.first = s->rcv_nxt;
+  fresh.bytes = s->bytes_received;
+  fresh.first = s->rcv_nxt - (u32)fresh.bytes;
   return !consumed.update(&pointer, &fresh);
 }
 
@@ -171,7 +172,9 @@ int received(struct bpf_raw_tracepoint_args *ctx) {
   int length = (int)ctx->args[1], flags = (int)ctx->args[2];
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || flags & MSG_ERRQUEUE) return 0;
-  if (length > 0 && !(flags & MSG_PEEK)) __sync_fetch_and_add(&meter->bytes, length);
+  int begins = meter->flow.netns && !meter->receives && !meter->doubts && !meter->native;
+  if (begins) meter->bytes += (int)unaccounted(meter);     /* it may have begun before the meter was made */
+  else if (length > 0 && !(flags & MSG_PEEK)) __sync_fetch_and_add(&meter->bytes, length);
   if (!(flags & MSG_DONTWAIT) || flags & (MSG_WAITALL | MSG_OOB | MSG_TRUNC)) bar(meter);
   else if (++meter->receives == RECEIVES) qualified(meter);
   if (meter->behind && (u32)meter->bytes - meter->by_tcp == (u32)meter->moved) {

@@ -25,9 +25,18 @@ static __always_inline void from_server(struct bpf_sock_ops *s, struct tuple *ke
   key->remote_port = bpf_ntohl(s->remote_port);
 }
 
-/* The bytes of a direct flow are read off as they are acknowledged, on both ends. */
+/* To be called as bytes are acknowledged; and no more. */
 static __always_inline void watch_bytes(struct bpf_sock_ops *s) {
-  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+static __always_inline void leave_bytes(struct bpf_sock_ops *s) {
+  bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+/* Whether it has a meter that watch_nudges() came with. */
+static __always_inline int is_metered(struct bpf_sock_ops *s) {
+  return (s->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG) != 0;
 }
 
 /* For sockets that have a meter: their ends, and the agent's nudge. */

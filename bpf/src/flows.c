@@ -1,9 +1,11 @@
 /* The life of a direct flow, in sockops programs: recorded before the SYN, attested on both ends, told when it ends. */
 
 /* BBR paces what it sends, timer by timer, to spare a network's queues. Between pods of one node there are none, nor on a
- * pod's loopback, and an idle core would wait. To be called before TCP has initialised it. */
+ * pod's loopback, and an idle core would wait. For streams only: where nothing holds it back, who writes single bytes sends each
+ * in a packet of its own, and if nobody reads them they take many times the memory. */
 static __always_inline void spare_pacing(struct bpf_sock_ops *s) {
   char name[16] = {}, reno[5] = "reno";
+  if (s->bytes_acked < (u64)s->data_segs_out * STREAM_SEGMENT) return;
   if (bpf_getsockopt(s, IPPROTO_TCP, TCP_CONGESTION, name, sizeof(name))) return;
   if (name[0] == 'b' && name[1] == 'b' && name[2] == 'r')
     bpf_setsockopt(s, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno));
@@ -18,10 +20,7 @@ static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, str
   flow.accelerate = asked->accelerate;
   MOVE6(flow.asked, asked->ip);
   flow.asked_port = asked->port;
-  if (!directs.update(key, &flow)) {
-    spare_pacing(s);
-    return 1;
-  }
+  if (!directs.update(key, &flow)) return 1;
   refused(key, MAP_FULL);
   return 0;                                                /* nobody can sign what is not recorded */
 }
@@ -80,24 +79,7 @@ static __always_inline void reached(struct bpf_sock_ops *s, struct bpf_sock *sk,
     flow->state |= DIRECT_TOLD;
     tell(&key, flow, cookie, HAPPENED_OPENED, 0);
   }
-  if (wants_meters(flow) && measure(s, sk, &key)) {
-    flow->client = (u64)sk;
-    watch_nudges(s);
-  } else {
-    watch_bytes(s);
-  }
-}
-
-static __always_inline void arrived(struct bpf_sock_ops *s, struct tuple *key, struct direct *flow) {
-  struct bpf_sock *sk = s->sk;
-  if (!sk) return;
-  spare_pacing(s);
-  if (wants_meters(flow) && measure(s, sk, key)) {
-    flow->server = (u64)sk;
-    watch_nudges(s);
-  } else {
-    watch_bytes(s);
-  }
+  watch_bytes(s);
 }
 
 /* The destination's end goes first: what it has moved is not forgotten. */
@@ -110,12 +92,13 @@ static __always_inline void served(struct bpf_sock_ops *s, const struct meter *m
   flow->server = 0;
 }
 
-static __always_inline void progressed(struct bpf_sock_ops *s) {
-  struct bpf_sock *sk = s->sk;
-  struct asked *asked = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
-  int ours = asked && asked->kind == DIRECT;
+/* Bytes of a direct flow were acknowledged to one of its ends. Most connections are one request and its answer, and are
+ * gone by now: whoever sends a second time is given a meter. Once both ends have one and it is decided about pacing, this is
+ * not called any more. */
+static __always_inline void flow_progressed(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct asked *asked) {
   struct tuple key = {};
-  if (ours) {
+  u64 acked = s->bytes_acked, received = s->bytes_received, pointer = (u64)sk;
+  if (asked) {
     key = asked->key;
   } else {
     key.netns = bpf_get_netns_cookie(s);
@@ -123,13 +106,33 @@ static __always_inline void progressed(struct bpf_sock_ops *s) {
   }
   struct direct *flow = directs.lookup(&key);
   if (!flow) return;
-  u64 acked = s->bytes_acked, received = s->bytes_received;
-  if (ours) {
+  if (asked) {
     flow->sent = acked ? acked - 1 : 0;                    /* the SYN counts as one */
     flow->received = received;
   } else {
     flow->received = acked;
     flow->sent = received;
+  }
+  if (is_metered(s)) {
+    if (acked >= STREAM && flow->client && flow->server) leave_bytes(s);
+  } else if (s->data_segs_out > 1 && wants_meters(flow) && measure(s, sk, &key)) {
+    if (asked) flow->client = pointer;
+    else flow->server = pointer;
+    watch_nudges(s);
+  }
+  if (acked >= STREAM) spare_pacing(s);
+}
+
+static __always_inline void progressed(struct bpf_sock_ops *s) {
+  if (s->state != BPF_TCP_ESTABLISHED && s->state != BPF_TCP_CLOSE_WAIT) return; /* the end is told by parted() */
+  struct bpf_sock *sk = s->sk;
+  if (!sk) return;
+  struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
+  if (!asked || asked->kind == DIRECT) {
+    flow_progressed(s, sk, asked);
+  } else if (s->bytes_acked >= STREAM) {                   /* of a leg nothing else is wanted */
+    leave_bytes(s);
+    spare_pacing(s);
   }
 }
 
@@ -181,7 +184,7 @@ static __always_inline void parted(struct bpf_sock_ops *s, struct bpf_sock *sk, 
     sent = sent > ours ? sent - ours : 0;
     received = received > theirs ? received - theirs : 0;
     struct lane *lane = lanes.sk_storage_get(sk, 0, 0);
-    struct meter *meter = consumed.lookup(&pointer);
+    struct meter *meter = is_metered(s) ? consumed.lookup(&pointer) : 0;
     u64 moved = (lane ? lane->sent : 0), got = (meter ? meter->moved : 0);
     flow->sent = sent + moved;
     flow->received = received + got;

@@ -111,7 +111,7 @@ struct direct {             /* a direct flow; its key is a tuple, where netns is
   u64 opened;               /* CLOCK_MONOTONIC, ns */
   u64 sent;                 /* bytes by TCP, source to destination, as far as acknowledged */
   u64 received;
-  u64 client;               /* addresses of its two sockets, keys of `consumed`; 0: not established, or gone */
+  u64 client;               /* addresses of its two sockets, keys of `consumed`; 0: no meter, or gone */
   u64 server;
   u64 admitted;             /* `holder` as the destination signed it; 0: it has not */
   u32 generation;           /* by which it was allowed in connect() */
@@ -182,7 +182,7 @@ struct lane {               /* per socket that may hand over bytes: the directio
   u32 pad;
 };
 
-struct meter {              /* per reading socket, from its first byte */
+struct meter {              /* per reading socket of a leg, or of a flow whose reader sends too */
   struct tuple flow;        /* key in `directs` or `legs` */
   u64 own;                  /* address of the socket */
   u64 bytes;                /* received by the application, peeks left out */
@@ -234,4 +234,6 @@ enum outcome { PROMOTED = 1, NOT_THERE, NOT_FIT, IN_DOUBT, DEMOTED, UNREAD };
 #define BUDGET (1 << 19)    /* unread charge from which a direction is native */
 #define OVERRUNS 2          /* a reader that fell behind more often is left to TCP */
 #define RECEIVES 16         /* of each end, none of which waited, before a flow is promoted */
+#define STREAM (1 << 16)    /* bytes acknowledged to who sends a stream, and at least so many on average to a segment */
+#define STREAM_SEGMENT 512
 #define DOUBTS 5            /* a flow is not promoted that had more of them */

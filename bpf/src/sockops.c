@@ -46,8 +46,8 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
       else asked->holds |= HOLDS_CLIENT;
     }
   }
-  if (asked->kind == CAPTURED || asked->kind == LAST_HOP) spare_pacing(s);
   watch_close(s);
+  if (asked->kind == CAPTURED || asked->kind == LAST_HOP) watch_bytes(s);
 }
 
 /* The agent's end of a captured connection takes the entry over: a client that sends and closes at once may be gone
@@ -59,7 +59,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   from_server(s, &key);
   struct direct *flow = directs.lookup(&key);
   if (flow && flow->admitted && flow->admitted == flow->holder) {
-    arrived(s, &key, flow);
+    watch_bytes(s);
     return;
   }
   struct destination *to = captured.lookup(&key);
@@ -67,7 +67,7 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   if (!to && !client) return;
   struct bpf_sock *sk = s->sk;
   if (!sk) return;
-  spare_pacing(s);
+  watch_bytes(s);
   struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!asked) {
     refused(&key, MAP_FULL);
@@ -160,7 +160,7 @@ int sockops(struct bpf_sock_ops *s) {
   if (!sk) return 0;
   struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
   if (ends_here && asked) closed(s, sk, asked);
-  if (ends_here) slow_down(s, sk, asked);
+  if (ends_here && (is_metered(s) || !asked || asked->kind != DIRECT)) slow_down(s, sk, asked);
   if (ends_here || !asked || asked->kind == NOTHING) return 0;
   if (starts) connecting(s, asked);
   else established(s, sk, asked);

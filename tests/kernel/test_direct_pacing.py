@@ -1,8 +1,9 @@
-"""Who sends by a pacing congestion control (BBR) is not held back within the node; others keep what they chose."""
+"""Streams by a pacing congestion control (BBR) are not held back within the node; all else keeps what it chose."""
 
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -10,17 +11,20 @@ import pytest
 from bpf import Kernel, Mode, Target
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
 
+CHUNK = 64 * 1024
+DEADLINE_S = 60.0
+
 
 @pytest.fixture
 def kernel(rig: Rig) -> Kernel:
     return rig.kernel(direct=True)
 
 
-@pytest.fixture
-def server_pod(kernel: Kernel, listeners: AgentListeners, rig: Rig, pod: Pod) -> Pod:
+@pytest.fixture(params=[False, True], ids=["native", "accelerated"])
+def server_pod(kernel: Kernel, listeners: AgentListeners, rig: Rig, pod: Pod, request: pytest.FixtureRequest) -> Pod:
     made = rig.add_pod()
     enrol(kernel, made)
-    kernel.set_targets({p.name: Target(mode=Mode.OPEN, accelerate=False) for p in (pod, made)})
+    kernel.set_targets({p.name: Target(mode=Mode.OPEN, accelerate=request.param) for p in (pod, made)})
     return made
 
 
@@ -30,8 +34,9 @@ def server(rig: Rig, server_pod: Pod) -> Worker:
 
 
 def choose(sockets: Any, number: int, name: str) -> None:
-    """Accepted sockets inherit it from their listener."""
+    """Accepted sockets inherit it from their listener. Each message is a segment."""
     sockets.sockets[number].setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    sockets.sockets[number].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def chosen(sockets: Any, number: int) -> str:
@@ -39,22 +44,73 @@ def chosen(sockets: Any, number: int) -> str:
     return name.rstrip(b"\0").decode()
 
 
+def read(s: socket.socket, size: int) -> int:
+    """Read as much, or until the end."""
+    got = 0
+    while got < size and (data := s.recv(size - got)):
+        got += len(data)
+    return got
+
+
+def drain(sockets: Any, number: int, size: int) -> int:
+    return read(sockets.sockets[number], size)
+
+
+def stream(source: Worker, number: int, sink: Worker, other: int, chunks: int = 8) -> None:
+    for _ in range(chunks):
+        source.send(number, bytes(CHUNK))
+        assert sink.call(drain, other, CHUNK) == CHUNK
+
+
+def becomes(worker: Worker, number: int, name: str) -> bool:
+    """Bytes are acknowledged a little later."""
+    end = time.monotonic() + DEADLINE_S
+    while worker.call(chosen, number) != name:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class Pair:
+    """A direct connection whose two ends have chosen `name`."""
+
+    def __init__(self, app: Worker, server: Worker, ip: str, name: str) -> None:
+        self.app, self.server = app, server
+        listener, port = server.listen("::", dual=True)
+        server.call(choose, listener, name)
+        self.client = app.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+        app.call(choose, self.client, name)
+        app.connect(self.client, ip, port)
+        self.accepted, _ = server.accept(listener)
+
+    @property
+    def chosen(self) -> tuple[str, str]:
+        return self.app.call(chosen, self.client), self.server.call(chosen, self.accepted)
+
+
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 @pytest.mark.parametrize(("before", "after"), [("bbr", "reno"), ("cubic", "cubic")])
-def test_both_ends_of_a_direct_flow(
+def test_the_end_that_sends_a_stream(
     before: str, after: str, family: str, server_pod: Pod, app: Worker, server: Worker
 ) -> None:
-    listener, port = server.listen("::", dual=True)
-    server.call(choose, listener, before)
-    v6 = family == "ip6"
-    client = app.socket(socket.AF_INET6 if v6 else socket.AF_INET)
-    app.call(choose, client, before)
-    app.connect(client, getattr(server_pod, family), port)
-    accepted, _ = server.accept(listener)
-    assert (app.call(chosen, client), server.call(chosen, accepted)) == (after, after)
-    assert server.call(chosen, listener) == before
-    app.send(client, b"there")
-    assert server.recv(accepted) == b"there"
+    pair = Pair(app, server, getattr(server_pod, family), before)
+    app.send(pair.client, b"there")
+    assert server.recv(pair.accepted) == b"there"
+    assert pair.chosen == (before, before), "a few bytes are no stream"
+    stream(app, pair.client, server, pair.accepted)
+    assert becomes(app, pair.client, after)
+    assert pair.chosen == (after, before), "the other end has sent nothing"
+    stream(server, pair.accepted, app, pair.client)
+    assert becomes(server, pair.accepted, after)
+
+
+def test_many_small_messages_are_no_stream(server_pod: Pod, app: Worker, server: Worker) -> None:
+    pair = Pair(app, server, server_pod.ip4, "bbr")
+    for _ in range(2 * CHUNK // 256):
+        app.send(pair.client, bytes(256))
+        assert server.call(drain, pair.accepted, 256) == 256
+    assert pair.chosen == ("bbr", "bbr")
 
 
 @pytest.mark.parametrize("ip", [STRANGER4, STRANGER6])
@@ -65,4 +121,10 @@ def test_what_is_captured_goes_over_loopback(
     client = app.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     app.call(choose, client, before)
     app.connect(client, ip, 80)
-    assert app.call(chosen, client) == after
+    agent, _ = listeners.accept("outbound6" if ":" in ip else "outbound4")
+    assert app.call(chosen, client) == before
+    with agent:
+        for _ in range(8):
+            app.send(client, bytes(CHUNK))
+            assert read(agent, CHUNK) == CHUNK
+    assert becomes(app, client, after)
