@@ -12,7 +12,7 @@ envoy-hbone     the same, but one HTTP/2 CONNECT stream for each, over shared mT
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,12 +50,7 @@ class Setting:
     directory: Path
     threads: int
     mesh: Callable[[], Mesh]
-    blocking: bool = False  # sockets of the load
-
-    @property
-    def style(self) -> dict[str, str]:
-        """Options of the load's server, and of clients that are measured."""
-        return {"blocking": "yes" if self.blocking else "no"}
+    style: Mapping[str, str]  # options of the load's server, and of clients that are measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,7 @@ def _kind(parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, toget
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     if together:
+        add("--pinned", action="store_true", help="client and server on one CPU: no time to wake another one")
         add("--acceleration", choices=("on", "off"), help="--direct-acceleration of the agent (its own default)")
     parser.set_defaults(run=run, together=together)
 
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options ask for. Pure."""
+    """The plan that the options ask for."""
     extent = QUICK if arguments.quick else ALL if arguments.all else USUAL
     found = figures(
         arguments.sizes or extent.sizes,
@@ -136,6 +137,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.steady or extent.steady,
     )
     direct = ("--direct", "on") if arguments.together else ()
+    pinned = arguments.together and arguments.pinned
     if arguments.together and arguments.acceleration is not None:
         direct = (*direct, "--direct-acceleration", arguments.acceleration)
     return Plan(
@@ -149,6 +151,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         kind=arguments.kind,
         together=arguments.together,
         blocking=arguments.blocking,
+        cpu=max(os.sched_getaffinity(0)) if pinned else None,
         agent=(*direct, *arguments.agent),
     )
 

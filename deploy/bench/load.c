@@ -11,6 +11,8 @@
  *   load watch    --host H --port P --connections N [--size B]   prints {"ready": N}; every second one is busy; prints when
  *                                                                the last idle and the last busy one were ended, and how
  *
+ * All of them take --cpu N: run there and nowhere else.
+ *
  * Every socket is non-blocking and waited for by epoll, as busy servers and clients do it. `--blocking yes`, of the server
  * and of echo, stream and connects: sockets that block, and a thread for each connection.
  *
@@ -22,6 +24,7 @@
  * Prints one JSON object. Exit status: 0 all bytes right; 1 wrong bytes; 2 usage; 3 a connection failed; 4 too slow to end.
  */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 
 #include "load_blocking.h"
@@ -40,6 +43,13 @@ static double number(const char *option, const char *text, double low, double hi
   return value;
 }
 
+static void stay_on(int cpu) {
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET((unsigned)cpu, &only);
+  if (sched_setaffinity(0, sizeof only, &only)) die(USAGE, "--cpu %d: %m", cpu);
+}
+
 static void parse(int count, char **words) {
   if (count < 2) die(USAGE, "say what to do: server, echo, stream, connects, hold, stuff or watch");
   want.command = words[1];
@@ -55,6 +65,7 @@ static void parse(int count, char **words) {
     else if (!strcmp(option, "--rate")) want.rate = number(option, value, 0.1, 1e6);
     else if (!strcmp(option, "--first") && (!strcmp(value, "client") || !strcmp(value, "server"))) want.server_first = *value == 's';
     else if (!strcmp(option, "--blocking") && (!strcmp(value, "yes") || !strcmp(value, "no"))) want.blocking = *value == 'y';
+    else if (!strcmp(option, "--cpu")) stay_on((int)number(option, value, 0, CPU_SETSIZE - 1));
     else if (!strcmp(option, "--seconds")) want.seconds = number(option, value, 0.01, 3600);
     else die(USAGE, "unknown option %s", option);
   }

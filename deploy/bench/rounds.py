@@ -37,7 +37,14 @@ class Plan:
     together: bool = False  # client and server on one node
     agent: tuple[str, ...] = ()  # more arguments of our agents
     blocking: bool = False  # the load's sockets block, and each has a thread
+    cpu: int | None = None  # the load's, both ends of it
     pairs: int = 1  # enrolled pairs of pods, at least
+
+    @property
+    def style(self) -> dict[str, str]:
+        """Options of the load's server, and of clients that are measured."""
+        pinned = {} if self.cpu is None else {"cpu": str(self.cpu)}
+        return {"blocking": "yes" if self.blocking else "no", **pinned}
 
     @property
     def turns(self) -> tuple[tuple[int, Figure, str], ...]:
@@ -125,9 +132,9 @@ def prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[s
             directory=directory,
             threads=plan.threads,
             mesh=mesh,
-            blocking=plan.blocking,
+            style=plan.style,
         )
-        stack.enter_context(load.serving(program, bare.server, APP_PORT, **setting.style))
+        stack.enter_context(load.serving(program, bare.server, APP_PORT, **plan.style))
         lanes = {}
         for column in plan.columns:
             step(f"preparing {column.name}")
@@ -139,7 +146,7 @@ def prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[s
 def once(program: Path, lane: Lane, figure: Figure, plan: Plan) -> dict[str, float]:
     """One measurement: the metrics of the figure."""
     seconds = figure.seconds or plan.seconds
-    options = {**figure.options, "seconds": seconds, "blocking": "yes" if plan.blocking else "no"}
+    options = {**figure.options, "seconds": seconds, **plan.style}
     before = usage.read_cpu(lane.proxies, lane.everything)
     answer = load.ask(program, lane.pair.client, figure.command, lane.dial.host, lane.dial.port, **options)
     return figures.values(answer, usage.read_cpu(lane.proxies, lane.everything).since(before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytest
 
@@ -126,3 +127,12 @@ def test_the_agents_own_default_of_acceleration_is_what_is_measured(
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers(required=True))
     assert plan_of(parser.parse_args(["bench", "direct", *words])).agent == ("--direct", "on", *more)
+
+
+def test_a_pinned_load_has_one_cpu_at_both_ends() -> None:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    pinned, free = (plan_of(parser.parse_args(["bench", "direct", *words])) for words in (["--pinned"], []))
+    assert pinned.cpu in os.sched_getaffinity(0)
+    assert pinned.style == {"blocking": "no", "cpu": str(pinned.cpu)}
+    assert (free.cpu, free.style) == (None, {"blocking": "no"})

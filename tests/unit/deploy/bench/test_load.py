@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -58,6 +59,21 @@ def test_compiled_once(tmp_path: Path) -> None:
     assert compiled(tmp_path) == first
     assert first.stat().st_mtime_ns == stamp
     assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_load_that_is_pinned_stays_on_its_cpu(program: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with subprocess.Popen([program, *words("server", port=0, cpu=cpu)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline())["listening"]
+        assert os.sched_getaffinity(server.pid) == {cpu}
+        server.kill()
+
+
+def test_there_is_no_such_cpu(program: Path) -> None:
+    cpu = max(os.sched_getaffinity(0)) + 512
+    done = run(program, *words("server", port=0, cpu=cpu))
+    assert (done.returncode, f"--cpu {cpu}" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
