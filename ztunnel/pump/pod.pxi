@@ -2,7 +2,7 @@
 
 
 cdef struct Share:
-    # What one thread serves of a pod. It alone writes here, all may read.
+    # What one thread serves of a pod, or is about to be handed. Written by it and by the pod's home, all may read.
     long connections         # atomic
     long tunnels             # atomic; accepted
 

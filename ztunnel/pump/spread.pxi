@@ -78,10 +78,19 @@ cdef Loop *spread_tunnel(Pod *pod) noexcept nogil:
     return found
 
 
+cdef inline void transit_count(Shared *shared, Share *share, long change) noexcept nogil:
+    """A connection on its way counts as if it had arrived: itself, its descriptor and the one that it will dial."""
+    if share != NULL:
+        atomic_add(&share.connections, change, RELAXED)
+    atomic_add(&shared.connections, change, RELAXED)
+    atomic_add(&shared.descriptors, 2 * change, RELAXED)
+
+
 cdef void spread_send(
     Pod *pod, Loop *to, int fd, bint captured, const Address *peer, const Address *local
 ) noexcept nogil:
     cdef Batch *posts = &pod.loop.posts
+    transit_count(pod.loop.shared, &pod.common.shares[to.index], 1)
     batch_begin(posts, ORDER_SERVE)
     batch_number(posts, pod.number)
     batch_number(posts, fd)
@@ -98,6 +107,7 @@ cdef void spread_serve(Loop *loop, Cursor *record) noexcept nogil:
     cdef Address peer, local
     read_address(record, &peer)
     read_address(record, &local)
+    transit_count(loop.shared, pod.share if pod != NULL else NULL, -1)
     if pod == NULL:
         close_(fd)  # it is gone: RST
     else:
@@ -118,6 +128,7 @@ cdef void spread_hand_over(Tunnel *tunnel) noexcept nogil:
     loop_unwatch(loop, tunnel.socket.watch, tunnel.socket.fd)
     tunnel.socket.watch = -1
     server_unlink(tunnel)
+    atomic_add(&tunnel.pod.common.shares[to.index].tunnels, 1, RELAXED)  # on its way
     tunnel_count(tunnel, 0)
     tunnel.bound_for = NULL
     batch_begin(&loop.posts, ORDER_ADOPT)
@@ -136,8 +147,10 @@ cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
         socket_abort(socket)
         atomic_add(&loop.shared.tunnels, -1, RELAXED)
         tunnel_dispose(tunnel)
+        fact_quiet(loop)
         return
     server_link(tunnel)
+    atomic_add(&pod.share.tunnels, -1, RELAXED)  # as one on its way
     socket.readable = socket.writable = True
     if not socket_watch(socket):
         tunnel_lose(tunnel, INTERNAL, b"epoll has no room")

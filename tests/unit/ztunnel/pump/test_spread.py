@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mesh.model import SocketAddress
 from mesh.reason import Reason
+from tests.halting import halted
 from tests.unit.ztunnel.pump.authority import CLIENT
-from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, echo, eventually, pair
+from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, connect, echo, eventually, pair
 from ztunnel.orders import Captured, Ended, Offered, Opened
 from ztunnel.pump import Limits
 
@@ -103,6 +107,33 @@ async def test_limits_of_a_pod_and_of_a_peer_count_all_threads() -> None:
         assert made.server.engine.census().peers == 1
         made.client.engine.remove_pod("client-pod")
         await eventually(lambda: made.server.engine.census().peers == 0)
+
+
+async def test_what_is_on_its_way_to_another_thread_counts() -> None:
+    """The other thread stands still: it takes nothing of what it is handed."""
+    made = Node("pod", limits=Limits(connections_per_pod=20), threads=THREADS)
+    made.memory.destination = SocketAddress("10.0.0.2", 80)
+    (other,) = {f"pump-{thread}" for thread in range(THREADS)} - {f"pump-{home(made)}"}
+    with halted(os.getpid(), other):
+        connections = [await connect(made.address("outbound4")) for _ in range(20)]
+        for _ in range(10):
+            with suppress(ConnectionResetError):  # here already, or a moment later
+                connections.append(await connect(made.address("outbound4")))
+        await eventually(lambda: made.engine.refused == {Reason.LIMIT: 10})
+        assert made.engine.held[0] == 2 * 20, "the application's, and the one that will be dialled"
+        assert len(made.of(Captured)) < 20
+    await made.until(lambda: len(made.of(Captured)) == 20)
+    assert made.engine.held[0] == 2 * 20
+    made.engine.remove_pod("pod")
+    assert made.engine.held[0] == 0
+    await made.engine.drain(0)
+    for _, writer in connections:
+        writer.close()
+
+
+def home(made: Node) -> int:
+    """The thread that accepts for its pod."""
+    return made.engine._pods[made.pod].number % THREADS
 
 
 async def test_a_new_certificate_is_used_by_every_thread() -> None:
