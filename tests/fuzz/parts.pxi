@@ -46,4 +46,12 @@ def check_turns():
     turn.credit = 1e-18
     turn_run(loop, &turn, 1e5, 1e5 + 1)
     assert turn.tasks.first == NULL and not turns_waiting(loop)
+    # A thread that was stopped for a year in the middle of a task: the pod does not pay for it with the rest of its life.
+    turn_task(loop, &turn, &pair.first)
+    pair.runs = 0
+    pair.first.run, pair.first.owner = pair_first, &pair
+    began = clock_now()
+    turn_run(loop, &turn, began - 3e7, began + 1)
+    assert -0.02 < turn.credit < 0, turn.credit
+    turn_leave(&turn)
     free(loop)

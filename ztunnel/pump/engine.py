@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bpf.netns import cookie_of
 from mesh import http2
@@ -256,10 +257,20 @@ class PumpEngine:
     def _take_some_facts(self) -> bool:
         """Not all at once: between them others have their turn. False: there were none."""
         told = self._pump.facts(_FACTS)
-        facts = [fact for kind, *fields in told if (fact := _READERS[kind](self, *fields)) is not None]
+        facts = [fact for kind, *fields in told if (fact := self._read(kind, fields)) is not None]
         if facts:
             self._tell(facts)
         return bool(told)
+
+    def _read(self, kind: str, fields: Sequence[Any]) -> Fact | None:
+        """What cannot be read costs its own connection, not all that were reported with it."""
+        try:
+            return _READERS[kind](self, *fields)
+        except Exception:
+            _log.exception("fact %s of %s could not be read", kind, fields[0])
+            if kind in ("captured", "plaintext", "offered"):
+                self._untold(fields[0], Reason.INTERNAL)
+            return None
 
     def _tell(self, facts: Sequence[Fact]) -> None:
         try:
@@ -298,11 +309,15 @@ class PumpEngine:
             return self._stray(number, owner, client, dialled)
         return Plaintext(id=number, pod=owner.name, client=client, destination=dialled)
 
-    def _stray(self, number: int, pod: Pod, client: SocketAddress, local: SocketAddress) -> None:
-        self._own_refused[Reason.NO_DESTINATION] += 1
+    def _untold(self, number: int, reason: Reason) -> None:
+        """Refused, and nobody hears of it."""
+        self._own_refused[reason] += 1
         self._undecided.discard(number)
         self._strays.add(number)
-        self._pump.fail(number, Reason.NO_DESTINATION, "", False)
+        self._pump.fail(number, reason, "", False)
+
+    def _stray(self, number: int, pod: Pod, client: SocketAddress, local: SocketAddress) -> None:
+        self._untold(number, Reason.NO_DESTINATION)
         _log.debug("refused (NO_DESTINATION): %s: %s to %s", pod.title, client, local)
 
     def _offered(
@@ -349,9 +364,6 @@ class PumpEngine:
     def _told(self, text: str) -> None:
         _log.warning("%s", text)
 
-    def _withdrawn(self, cookie: int) -> None:
-        self._steering.withdraw(cookie)
-
     def _pod_gone(self, number: int, life: int) -> None:
         if self._numbered[number].life != life:
             return
@@ -375,7 +387,7 @@ _READERS: dict[str, Callable[..., Fact | None]] = {
     "deaf": PumpEngine._deaf,
     "turned away": PumpEngine._turned_away,
     "log": PumpEngine._told,
-    "withdraw": PumpEngine._withdrawn,
+    "withdraw": lambda self, cookie: self._steering.withdraw(cookie),
     "pod gone": PumpEngine._pod_gone,
     "quiet": PumpEngine._quiet,
 }

@@ -33,8 +33,10 @@ class Limits:
     untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
     untold_captured: int = 128  # of a pod's own: other pods wait for no more of them to be decided
 
-    # Rates, of each thread that serves the pod. An honest pod opens 2,000 connections per second; Python decides about
-    # 2,500 on one core. A pod's own connections wait for tokens in the listener's backlog, those of others are refused.
+    # Rates, of each thread that serves the pod: one of them, its home, accepts connections and makes handshakes, so
+    # only requests and resets in tunnels may have the rate several times. An honest pod opens 2,000 connections per
+    # second; Python decides about 2,500 on one core. A pod's own connections wait for tokens in the listener's backlog,
+    # those of others are refused.
     captures: Rate = _CAPTURES
     inbound: Rate = _INBOUND  # to a pod: plaintext and requests
     inbound_of_peer: Rate = _INBOUND_OF_PEER  # of them, by one address
@@ -71,8 +73,9 @@ class Limits:
     window_budget: int = 16 << 20  # sum of all growth beyond `stream_window` on one tunnel
     window_budget_per_pod: int = 64 << 20
     window_budget_of_all: int = 256 << 20  # tunnels together
-    # Bytes that tunnels hold, received or to be sent. When there are more, streams are given a quarter of their
-    # buffer, and no further connection begins: with LIMIT, for a pod that has more than is left.
+    # Bytes that tunnels hold, received or to be sent; those of a pod, on each thread that serves it. When there are
+    # more, streams are given a quarter of their buffer, and no further connection begins: with LIMIT, for a pod that
+    # has more than is left.
     buffered_per_pod: int = 128 << 20
     buffered: int = 512 << 20
     connection_window: int = 16 << 20

@@ -88,7 +88,7 @@ cdef void listener_accept(void *of) noexcept nogil:
     cdef Loop *loop = self.pod.loop
     cdef Address peer
     cdef socklen_t size
-    cdef int fd, i
+    cdef int fd, i, failed = 0
     if loop_unheard(loop):
         timer_start(loop, &self.pause, PAUSE, listener_resume, self)
         return
@@ -111,8 +111,11 @@ cdef void listener_accept(void *of) noexcept nogil:
             listener_pause(self)  # Python knows the descriptor by its number and says when to close it
             fact_deaf(self.pod)
             return
-        # Otherwise the peer was faster (ECONNABORTED and what else accept(2) lists).
-    if self.watch >= 0:  # nobody has paused or closed it meanwhile
+        else:  # the peer was faster (ECONNABORTED and what else accept(2) lists)
+            failed += 1
+    if failed == BURST:
+        listener_rest(self, errno)
+    elif self.watch >= 0:  # nobody has paused or closed it meanwhile
         turn_task(loop, &self.pod.turn, &self.accept)
 
 

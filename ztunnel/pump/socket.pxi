@@ -150,14 +150,16 @@ cdef ssize_t socket_read(Socket *self, uint8_t *into, size_t limit) noexcept nog
     if not self.readable:
         return NOTHING
     count = recv_(self.fd, into, limit, 0)
+    while count < 0 and errno == EINTR:  # what has come is no further edge: nobody would ask again
+        count = recv_(self.fd, into, limit, 0)
     if count > 0:
         return count
     if count == 0:
         return 0 if self.error == 0 else FAILED  # a poll may take the socket's error: that is no clean end
-    if errno == EAGAIN or errno == EINTR:
+    if errno == EAGAIN:
         if self.error == 0:
-            self.readable = errno == EINTR
-            if self.readable or socket_watch(self):
+            self.readable = False
+            if socket_watch(self):
                 return NOTHING
         return FAILED
     socket_fail(self, errno)
@@ -189,8 +191,10 @@ cdef size_t socket_offer(Socket *self, const uint8_t *data, size_t length) noexc
     cdef ssize_t count
     while sent < length and self.writable and self.error == 0 and not self.closed:
         count = send_(self.fd, data + sent, length - sent, MSG_NOSIGNAL)
-        if count >= 0:
+        if count > 0:
             sent += count
+        elif count == 0:  # never, by send(2); a thread would try for ever
+            socket_fail(self, EPIPE)
         elif errno == EAGAIN:
             socket_await_room(self)
         elif errno != EINTR:

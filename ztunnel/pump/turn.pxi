@@ -6,6 +6,7 @@
 
 cdef double QUANTUM = 200e-6  # seconds that a pod may use while others wait
 cdef double BREATH = 50e-6    # seconds between two looks at who has come
+cdef double DEBT = 50 * QUANTUM  # a pod is charged no more at once: a thread that was stopped in its turn took the time itself
 
 
 cdef struct Turn:
@@ -77,7 +78,7 @@ cdef double turn_run(Loop *loop, Turn *self, double now, double until) noexcept 
     now = tasks_run(&self.tasks, now, min(until, now + self.credit))
     if self.tasks.first == NULL or self.credit <= now - began:
         now = tasks_run(&self.flushes, now, now + QUANTUM)
-    self.credit -= now - began
+    self.credit = max(self.credit - (now - began), -DEBT)
     if self.tasks.first != NULL or self.flushes.first != NULL:
         return now
     if self.list == &loop.sparse and loop.busy.first != NULL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import os
@@ -18,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from bpf.netns import socket_cookie
-from mesh.model import SocketAddress
+from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.pump.authority import CLIENT, SERVER
-from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, connect, echo, eventually, pair
+from tests.unit.ztunnel.pump.nodes import DEADLINE, Memory, Node, Pair, application, connect, echo, eventually, pair
 from ztunnel.orders import Captured, Close, Deaf, Ended, Listeners, Offered, Opened, Refuse, RelayPlain
 from ztunnel.pump import Limits
 
@@ -373,6 +374,31 @@ async def test_a_capture_nobody_recorded_is_reset_and_counted() -> None:
             await asyncio.wait_for(reader.read(), DEADLINE)
         assert made.client.engine.refused == {Reason.NO_DESTINATION: 1}
         assert made.client.facts == []
+
+
+class Faulty(Memory):
+    """The kernel side cannot be read, once."""
+
+    def original_destination(self, cookie: int, local: SocketAddress, peer: SocketAddress) -> Dialled | None:
+        if not self.withdrawn:
+            self.withdrawn.append(0)
+            raise OSError(errno.EIO, "the map cannot be read")
+        return super().original_destination(cookie, local, peer)
+
+
+async def test_a_fact_that_cannot_be_read_costs_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    made = Node("pod", start=False, memory=Faulty(destination=SocketAddress("10.0.0.2", 80)))
+    connections = [await connect(made.address("outbound4")) for _ in range(3)]
+    made.engine.start_pod("pod")  # they are told together
+    await made.until(lambda: len(made.of(Captured)) == 2)
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(connections[0][0].read(), DEADLINE)
+    assert made.engine.refused == {Reason.INTERNAL: 1}
+    assert made.engine.counts() == {captured.id: (0, 0) for captured in made.of(Captured)}
+    for _, writer in connections:
+        writer.close()
+    assert "the map cannot be read" in caplog.text
+    await made.engine.drain(0)
 
 
 @pytest.mark.parametrize("suffix", ["4", "6"])
