@@ -137,8 +137,8 @@ cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcep
         charge(&pod.captures, pod.loop.now)
         untold_add(&pod.untold, loop_takes(pod.loop), pod.loop.shared.limits.untold_captured)
     if pod_excess(pod, why, sizeof(why)) or not captured and loop_excess(pod, peer, why, sizeof(why)):
-        close_(fd)  # RST: inherited from the listener
         count_refused(pod.loop, LIMIT, why)
+        close_(fd)  # RST: inherited from the listener
         return
     to = spread_connection(pod)
     if to == pod.loop:

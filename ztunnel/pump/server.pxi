@@ -77,11 +77,11 @@ cdef void peer_closed(Loop *loop, Peer *self) noexcept nogil:
 cdef void server_refuse(Pod *pod, int fd, const Address *from_, int reason, const char *detail) noexcept nogil:
     cdef char address[ADDRESS_TEXT]
     cdef char text[400]
-    close_(fd)  # RST
     address_text(from_, address)
     snprintf(text, sizeof(text), b"%s: tunnel from %s%s%s", pod.name, address,
              <const char *>(b": " if detail[0] else b""), detail)
     count_refused(pod.loop, reason, text)
+    close_(fd)  # RST
 
 
 cdef bint server_excess(Pod *pod, const Peer *peer, char *why, size_t size) noexcept nogil:

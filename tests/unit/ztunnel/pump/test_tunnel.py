@@ -221,7 +221,7 @@ async def test_a_handshake_has_a_deadline() -> None:
     async with pair(server_limits=Limits(handshake_timeout=0.2)) as made:
         reader, writer = await connect(made.server.address("tunnel4"))
         assert await asyncio.wait_for(reader.read(), DEADLINE) == b""
-        assert made.server.engine.refused == {Reason.TLS_FAILED: 1}
+        await eventually(lambda: made.server.engine.refused == {Reason.TLS_FAILED: 1})
         writer.close()
 
 
@@ -260,7 +260,7 @@ async def test_silent_peers_together_keep_nobody_else_out() -> None:
             peer.writer.write(PREFACE + SETTINGS)
             assert await asyncio.wait_for(peer.reader.read(1), DEADLINE)
         assert await asyncio.wait_for(silent[0][0].read(), DEADLINE) == b"", "of those with the most, the oldest goes"
-        assert made.server.engine.refused == {Reason.LIMIT: 1}
+        await eventually(lambda: made.server.engine.refused == {Reason.LIMIT: 1})
         for _, writer in silent:
             writer.close()
 
