@@ -27,6 +27,7 @@ cdef struct Connection:
     bint promised            # a descriptor for its upstream
     bint ordered
     bint relaying
+    bint owes                # the answer to the CONNECT that it is
     bint over
     Timer timer
     Task step
@@ -299,14 +300,9 @@ cdef void connection_await_answer(Connection *self) noexcept nogil:
 
 
 cdef void connection_begin(Connection *self, const char *peer, const Address *upstream) noexcept nogil:
-    cdef Cursor headers
     timer_stop(&self.timer)
     atomic_set64(&self.meter.sent, early_free(self), RELAXED)
-    if self.down.stream != NULL:
-        headers.at = buffer_start(&self.headers)
-        headers.end = headers.at + self.headers.length
-        stream_respond(self.down.stream, 200, &headers if self.headers.length else NULL, False)
-        buffer_free(&self.headers)
+    self.owes = self.down.stream != NULL
     self.relaying = True
     fact_opened(self, peer, upstream)
     connection_wake(self)
@@ -352,7 +348,7 @@ cdef void connection_step(void *of) noexcept nogil:
     if forward < 0:
         connection_fail_as(self, &self.down)
         return
-    backward = way_move(&self.backward, &self.up, &self.down, &self.meter.received)
+    backward = way_move(&self.backward, &self.up, &self.down, &self.meter.received) if answered(self) else 0
     if backward < 0:
         connection_fail_as(self, &self.up)
         return
@@ -384,6 +380,9 @@ cdef void connection_fail(Connection *self, int reason, const char *detail) noex
         fact_withdraw(self.loop, self.announced)
         self.announced = 0
     end_abort(&self.up)
+    if self.owes:  # it was open, and a reset overtakes what is not framed yet
+        answer(self)
+        tunnel_flush(self.down.stream.tunnel)
     if not self.relaying and self.down.stream != NULL:
         refused = self.down.stream
         self.down.stream = NULL

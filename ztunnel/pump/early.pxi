@@ -1,7 +1,8 @@
 # What an application says before its CONNECT is answered goes with it, in the same record and write: a round trip less
 # (RFC 9113 8.5: frames of a stream keep it apart from everything else, so whoever refuses the stream drops it).
 #
-# It is kept until the answer, for the CONNECT may have to be sent again, and counted with what tunnels hold.
+# It is kept until the answer, for the CONNECT may have to be sent again, and counted with what tunnels hold. On the other
+# side the answer to such a request waits a moment for what is replied, and goes with that.
 
 cdef enum:
     EARLY = 4 << 10          # bytes at most
@@ -44,3 +45,29 @@ cdef size_t early_free(Connection *self) noexcept nogil:
     early_hold(self, -<int64_t>length)
     buffer_free(&self.early)
     return length
+
+
+cdef bint answered(Connection *self) noexcept nogil:
+    """Whether its CONNECT is, of a connection that relays. Now, if there is a reply already, or if nobody waits for one:
+    who has said nothing, or as much as it may, waits for the answer."""
+    cdef uint64_t said
+    if not self.owes:
+        return True
+    said = self.meter.sent + self.down.stream.inbound.length
+    if said == 0 or said >= EARLY or self.up.socket == NULL or self.up.socket.readable:
+        answer(self)
+        return True
+    if self.timer.list == NULL:
+        timer_start(self.loop, &self.timer, ANSWER, answer, self)
+    return False
+
+
+cdef void answer(void *of) noexcept nogil:
+    cdef Connection *self = <Connection *>of
+    cdef Cursor headers
+    timer_stop(&self.timer)
+    self.owes = False
+    headers.at = buffer_start(&self.headers)
+    headers.end = headers.at + self.headers.length
+    stream_respond(self.down.stream, 200, &headers if self.headers.length else NULL, False)
+    buffer_free(&self.headers)

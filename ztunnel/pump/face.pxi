@@ -70,6 +70,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.seconds[<int>REFILL] = 0.01
     self.seconds[<int>REPORT] = 0.005
     self.seconds[<int>LOOK] = 0.01
+    self.seconds[<int>ANSWER] = 0.001
     self.seconds[<int>PATIENCE] = 0.02
     fill_config(&self.server, False, server, http)
     fill_config(&self.client, True, client, http)

@@ -42,7 +42,7 @@ cdef struct Limits:
     int64_t buffered_per_pod
     int64_t buffered
     size_t stream_buffer
-    double seconds[13]       # per Span
+    double seconds[14]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -89,7 +89,7 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[13]
+    Timers timers[14]
     Turns sparse             # pods that have something to do: those that had nothing before
     Turns busy               # and those that always have
     Corpse *dead

@@ -16,6 +16,7 @@ cdef enum Span:
     REFILL        # without accepting, when a pod's bucket is empty
     REPORT        # of facts that nobody waits for
     LOOK          # at a socket's second queue
+    ANSWER        # to a CONNECT that came with bytes, without any in return
     PATIENCE      # with a decision, until the socket that waits for it is watched
     SPANS
 

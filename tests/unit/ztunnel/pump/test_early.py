@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 
 import pytest
 
 from mesh import http2
 from mesh.reason import Reason
-from tests.unit.ztunnel.pump.nodes import DEADLINE, application, echo, eventually, pair
+from tests.unit.ztunnel.pump.nodes import DEADLINE, Pair, application, echo, eventually, pair
 from tests.unit.ztunnel.pump.test_engine import reset
-from tests.unit.ztunnel.pump.test_tunnel import Peer, accept_all, server_for
+from tests.unit.ztunnel.pump.test_tunnel import Peer, accept_all, client_of, server_for
 
 EARLY = 4096  # ztunnel/pump/early.pxi
 
@@ -133,3 +134,61 @@ async def test_who_says_nothing_is_relayed_all_the_same() -> None:
             writer.write_eof()
         assert await asyncio.wait_for(reader.read(), DEADLINE) == b""
         writer.close()
+
+
+# The answer to one that came with bytes
+
+
+async def ask(made: Pair, peer: Peer, said: bytes, *, until: Callable[[], object]) -> None:
+    """A CONNECT and, in the same write, what goes with it."""
+    stream = peer.http.request([(b":method", b"CONNECT"), (b":authority", str(made.application).encode())])
+    peer.http.write(stream, said)
+    await peer.until(until)
+
+
+@pytest.mark.parametrize("said", [b"", b"hello", b"x" * EARLY], ids=["nothing", "little", "all that may be said"])
+async def test_it_comes_though_the_application_says_nothing(said: bytes) -> None:
+    heard = bytearray()
+    done = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while len(heard) < len(said):
+            heard.extend(await reader.read(65536))
+        await done.wait()
+        writer.close()
+
+    async with pair() as made, application(made, listen), client_of(made) as peer:
+        await ask(made, peer, said, until=lambda: peer.of(http2.HeadersReceived))
+        (answer,) = peer.of(http2.HeadersReceived)
+        assert (b":status", b"200") in answer.headers
+        assert not peer.of(http2.DataReceived)
+        done.set()
+        await peer.until(lambda: peer.of(http2.StreamEnded))
+        assert heard == said
+
+
+async def test_it_comes_before_the_reply_and_the_end() -> None:
+    async with pair() as made, application(made, echo), client_of(made) as peer:
+        for number in range(1, 20):
+            await ask(made, peer, b"hello", until=lambda: len(data_of(peer)) == 5)
+            peer.http.end(peer.of(http2.HeadersReceived)[0].stream_id)
+            await peer.until(lambda: peer.of(http2.StreamEnded))
+            kinds = [type(event) for event in peer.events]
+            wanted = [http2.HeadersReceived, http2.DataReceived, http2.StreamEnded]
+            assert [kind for kind in kinds if kind in wanted] == wanted
+            peer.events.clear()
+            ended = await made.server.ended(number)
+            assert (ended[-1].reason, ended[-1].sent, ended[-1].received) == (Reason.OK, 5, 5)
+
+
+async def test_it_comes_before_the_error_of_an_application_that_resets() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(5)
+        reset(writer)
+
+    async with pair() as made, application(made, cut), client_of(made) as peer:
+        await ask(made, peer, b"hello", until=lambda: peer.of(http2.StreamReset))
+        (answer,) = peer.of(http2.HeadersReceived)
+        assert (b":status", b"200") in answer.headers
+        assert peer.of(http2.StreamReset)[0].error_code == 10  # CONNECT_ERROR
+        assert (await made.server.ended())[0].reason == Reason.RESET_BY_PEER
