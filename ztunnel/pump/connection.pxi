@@ -380,9 +380,8 @@ cdef void connection_fail(Connection *self, int reason, const char *detail) noex
         fact_withdraw(self.loop, self.announced)
         self.announced = 0
     end_abort(&self.up)
-    if self.owes:  # it was open, and a reset overtakes what is not framed yet
-        answer(self)
-        tunnel_flush(self.down.stream.tunnel)
+    if self.owes:
+        answer_now(self)  # it was open
     if not self.relaying and self.down.stream != NULL:
         refused = self.down.stream
         self.down.stream = NULL
