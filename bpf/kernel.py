@@ -95,7 +95,7 @@ class Kernel:
         self._direct = DirectPath(maps)
         self.ledger = Ledger(maps)
         self._services = Services(maps["services"])
-        self._captured, self._announced = maps["captured"], maps["announced"]
+        self.captured, self.announced = maps["captured"], maps["announced"]
 
     @classmethod
     def open(
@@ -130,8 +130,8 @@ class Kernel:
             self = cls(pins, artifact, pin.adopt_maps(pins, artifact), registry, settings)
             try:
                 if not succeeding:
-                    for key in self._announced.walk():
-                        self._announced.delete(key)
+                    for key in self.announced.walk():
+                        self.announced.delete(key)
                 self._attach()
                 self._collect()
             except BaseException:
@@ -251,7 +251,7 @@ class Kernel:
         and `peer` as the accepted socket reports them. Known until that socket closes. None: refuse, nobody recorded
         it."""
         key = pack_tuple(cookie, local, peer)
-        found = self._captured.get(key) or self._captured_by_others(key)
+        found = self.captured.get(key) or self._captured_by_others(key)
         if found is None:
             return None
         _, ip, port, drawn = DESTINATION.unpack(found)
@@ -260,11 +260,11 @@ class Kernel:
 
     def announce(self, socket_cookie: int, client: SocketAddress) -> None:
         """Before connect() of a last-hop socket (its SO_COOKIE): the application shall see `client` as its peer."""
-        self._announced.put(COOKIE.pack(socket_cookie), ENDPOINT.pack(pack_ip(client.ip), client.port))
+        self.announced.put(COOKIE.pack(socket_cookie), ENDPOINT.pack(pack_ip(client.ip), client.port))
 
     def withdraw(self, socket_cookie: int) -> None:
         """The announced socket was closed before connect(); connect() itself takes the announcement away."""
-        self._announced.delete(COOKIE.pack(socket_cookie))
+        self.announced.delete(COOKIE.pack(socket_cookie))
 
     # The direct path: see bpf.direct for the order of a change
 
@@ -403,7 +403,7 @@ class Kernel:
     def _captured_by_others(self, key: bytes) -> bytes | None:
         """A connection that waited in the listener while its pod went over to this layout."""
         for folder in self._other_layouts():
-            with pin.same_maps(folder, [self._captured.definition]) as maps:
+            with pin.same_maps(folder, [self.captured.definition]) as maps:
                 if maps and (found := maps["captured"].get(key)) is not None:
                     return found
         return None

@@ -92,12 +92,42 @@ def pick(
 ) -> Route:
     """Choose for one connection. If it is to a Service: its endpoint `drawn`, if it still is one; else one that is not
     in `besides`, if there is one."""
+    found = _options(snapshot, flow, drawn, besides)
+    if not isinstance(found, _Options):
+        return found
+    return _to_candidate(found.service, flow, _weighted(found.candidates, rng))
+
+
+def odds(
+    snapshot: Snapshot,
+    flow: Flow,
+    *,
+    drawn: SocketAddress | None = None,
+    besides: Collection[SocketAddress] = (),
+) -> list[tuple[int, Route]]:
+    """All that `pick` chooses from, and the weight of each."""
+    found = _options(snapshot, flow, drawn, besides)
+    if not isinstance(found, _Options):
+        return [(1, found)]
+    weighed = zip(weights(found.candidates), found.candidates, strict=True)
+    return [(weight, _to_candidate(found.service, flow, candidate)) for weight, candidate in weighed if weight]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    service: Service
+    candidates: list[Candidate]
+
+
+def _options(
+    snapshot: Snapshot, flow: Flow, drawn: SocketAddress | None, besides: Collection[SocketAddress]
+) -> Route | _Options:
     source, wanted = flow.source, flow.destination
     if wanted.port in ILLEGAL_PORTS and ipaddress.ip_address(wanted.ip).is_loopback:
         return Refuse(reason=Reason.ILLEGAL_PORT, detail=f"{wanted} is the agent's own")
     service = snapshot.service_at(wanted.ip, source.network, source.namespace)
     if service is not None:
-        return _to_service(snapshot, flow, service, rng, drawn, besides)
+        return _to_service(snapshot, flow, service, drawn, besides)
     workload = snapshot.workload_at(wanted.ip, source.network)
     if workload is None:
         return Plain(destination=wanted)
@@ -115,10 +145,9 @@ def _to_service(
     snapshot: Snapshot,
     flow: Flow,
     service: Service,
-    rng: Rng,
     drawn: SocketAddress | None,
     besides: Collection[SocketAddress],
-) -> Route:
+) -> Route | _Options:
     if service.load_balancing.mode is BalancingMode.PASSTHROUGH:
         return Plain(destination=flow.destination, service=service)
     port = flow.destination.port
@@ -133,7 +162,11 @@ def _to_service(
         at = [address_of(w, p, service, flow.destination.ip) for w, p in found]
         rest = [c for c, address in zip(found, at, strict=True) if address not in besides]
         found = [found[at.index(drawn)]] if drawn in at else rest or found
-    workload, target = _weighted(found, rng)
+    return _Options(service=service, candidates=found)
+
+
+def _to_candidate(service: Service, flow: Flow, candidate: Candidate) -> Route:
+    workload, target = candidate
     return _to_workload(workload, address_of(workload, target, service, flow.destination.ip), service)
 
 

@@ -6,6 +6,7 @@ The deciding side, in the order of a connection:
     decider       facts in, orders out, each from one snapshot
     capture       outbound: what a pod dialled, and where that goes
     inbound       who asks for a pod, by tunnel or in plaintext, and whether it may
+    standing      what one answer says about all connections of its kind
     headers       baggage, forwarded, traceparent of a CONNECT
     connections   the live table; every new snapshot re-decides what is open
     older         connections that a pod had before it was enrolled

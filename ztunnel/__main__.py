@@ -21,7 +21,7 @@ from ztunnel.config import Config, parse
 from ztunnel.handover.giver import NotResumed
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
 from ztunnel.premises import hold, open_files_limit, prepare_run_directory
-from ztunnel.pump import Limits, PumpEngine
+from ztunnel.pump import Limits, Maps, PumpEngine
 
 log = logging.getLogger("ztunnel")
 
@@ -90,6 +90,7 @@ async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | No
         limits=Limits.with_descriptors(open_files_limit()),
         threads=config.threads,
         accelerated=bool(config.acceleration & ~ACCELERATE_PODS),
+        maps=Maps.of(kernel.captured, kernel.announced),
     )
     agent = Agent(config, kernel, engine, version=_version(), inherited=inherited, begun=begun)
     loop = asyncio.get_running_loop()

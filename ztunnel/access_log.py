@@ -97,6 +97,9 @@ class AccessLog:
     def passed(self, common: Connection, each: Sequence[Passed]) -> None:
         if not self.wants_each:
             return
+        if self.level > Level.DEBUG:
+            self._put(_alike(self._now(), common, each))
+            return
         for one in each:
             own = replace(common, client=one.client, sent=one.sent, received=one.received)
             self.opened(own)
@@ -113,12 +116,13 @@ class AccessLog:
         if level < self.level:
             return
         # Read the record now: it may change before the line is written.
-        text = line(self._now(), level, message, connection, seconds)
+        self._put([line(self._now(), level, message, connection, seconds)])
+
+    def _put(self, lines: Sequence[str]) -> None:
         with self._ready:
-            if len(self._queue) >= self._capacity:
-                self.dropped += 1
-                return
-            self._queue.append(text)
+            taken = lines[: max(0, self._capacity - len(self._queue))]
+            self.dropped += len(lines) - len(taken)
+            self._queue.extend(taken)
             self._ready.notify()
 
     def _write(self) -> None:
@@ -145,6 +149,19 @@ def line(at: datetime, level: Level, message: str, connection: Connection, secon
     """One line of the log. `seconds`: how long the connection lived; None leaves duration and bytes out."""
     fields = " ".join(f"{name}={value}" for name, value in _fields(connection, seconds) if value)
     return f"{_timestamp(at)}\t{level.name.lower()}\taccess\t{message}\t{fields}\n"
+
+
+def _alike(at: datetime, common: Connection, each: Sequence[Passed]) -> list[str]:
+    """`line` of many that ended well, made at once: what they have in common is written once."""
+    client, *between, _, _, _ = [f"{name}={value}" for name, value in _fields(common, 0.0) if value]
+    name, middle = client.partition("=")[0], " ".join(between)
+    begin = f"{_timestamp(at)}\tinfo\taccess\tconnection complete\t{name}="
+    lines = []
+    for one in each:
+        mine, theirs = (one.received, one.sent) if common.inbound else (one.sent, one.received)
+        ms = round((one.closed_ns - one.opened_ns) / 1e6)
+        lines.append(f'{begin}{one.client} {middle} bytes_sent={mine} bytes_recv={theirs} duration="{ms}ms"\n')
+    return lines
 
 
 def _fields(connection: Connection, seconds: float | None) -> Iterator[tuple[str, str]]:

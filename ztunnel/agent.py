@@ -141,6 +141,7 @@ class Agent:
             snapshot=lambda: self.snapshot,
             workload=self._workload_of,
             netns=self._netns_of,
+            redrawn=self.engine.lapse,
         )
         self._pods = Pods(
             around=Surroundings(
@@ -167,13 +168,13 @@ class Agent:
             now=_now,
             tunnelled=self._direct.asked,
             drawable=self._direct.drawable,
+            stands=self.engine,
+            each=lambda: self._access.wants_each,
         )
-        access = AccessLog(sys.stdout, level=Level.parse(config.log_level))
-        self._access = access
+        access = self._access = AccessLog(sys.stdout, level=Level.parse(config.log_level))
         traffic, trials = Traffic(), Trials()
-        self._connections.subscribe(traffic)
-        self._connections.subscribe(trials)
-        self._connections.subscribe(access)
+        for subscriber in (traffic, trials, access):
+            self._connections.subscribe(subscriber)
         self._endpoints = Endpoints(
             view=self,
             scrape=Scrape(view=self, traffic=traffic, trials=trials, version=version),

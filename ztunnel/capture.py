@@ -56,12 +56,17 @@ def answer(
     if source is None:
         return _refuse(connection, Reason.SOURCE_UNKNOWN, f"no workload is known for pod {fact.pod}")
     chosen = route.pick(snapshot, Flow(source, fact.destination), rng, drawn=fact.drawn, besides=besides)
+    return towards(connection, source, chosen, rng)
+
+
+def towards(connection: Connection, source: Workload, chosen: route.Route, rng: Rng) -> Answer:
+    """What this choice means for the connection, whose record is completed."""
     connection.service = chosen.service
     if isinstance(chosen, Tunnel):
         return _through_tunnel(connection, source, chosen, rng)
     if isinstance(chosen, Plain):
         connection.destination, connection.upstream = chosen.workload, chosen.destination
-        return Answer(order=RelayPlain(id=fact.id, destination=chosen.destination), connection=connection)
+        return Answer(order=RelayPlain(id=connection.id, destination=chosen.destination), connection=connection)
     return _refuse(connection, chosen.reason, chosen.detail)
 
 

@@ -161,19 +161,22 @@ class Connections:
 
     def revoked(self, snapshot: Snapshot) -> list[Close]:
         """Re-decide what is open inbound; the orders that end what is no longer permitted, marked in their records."""
-        orders = []
-        for connection in self._live.values():
-            if connection.arrival is None or connection.reason is not Reason.OK:
-                continue
-            try:
-                detail = lost(snapshot, connection.arrival)
-            except Exception:  # a fault of ours costs this connection, not the swap and not the others
-                log.exception("connection %d could not be judged anew", connection.id)
-                detail = "it could not be judged anew"
-            if detail:
-                connection.reason, connection.detail = Reason.REVOKED, detail
-                orders.append(Close(id=connection.id, reason=Reason.REVOKED, detail=detail))
-        return orders
+        judged = [self.judged(connection, snapshot) for connection in self._live.values()]
+        return [order for order in judged if order is not None]
+
+    def judged(self, connection: Connection, snapshot: Snapshot) -> Close | None:
+        """Re-decide one; None: it goes on."""
+        if connection.arrival is None or connection.reason is not Reason.OK:
+            return None
+        try:
+            detail = lost(snapshot, connection.arrival)
+        except Exception:  # a fault of ours costs this connection, not the swap and not the others
+            log.exception("connection %d could not be judged anew", connection.id)
+            detail = "it could not be judged anew"
+        if not detail:
+            return None
+        connection.reason, connection.detail = Reason.REVOKED, detail
+        return Close(id=connection.id, reason=Reason.REVOKED, detail=detail)
 
     def _tell(self, say: Callable[[Subscriber], None]) -> None:
         for subscriber in self._subscribers:

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import assert_never
+from datetime import datetime, timedelta
+from typing import Protocol, assert_never
 
 from mesh.model import SocketAddress, Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
-from ztunnel import capture, inbound
+from ztunnel import capture, inbound, standing
 from ztunnel.capture import Answer, Rng
-from ztunnel.connections import Connection, Connections
-from ztunnel.orders import Captured, Deaf, Ended, Fact, Offered, Opened, Order, Plaintext, Refuse, RelayTunnel
+from ztunnel.connections import Connection, Connections, Tally
+from ztunnel.orders import (
+    Begun,
+    Captured,
+    Close,
+    Deaf,
+    Ended,
+    Fact,
+    Offered,
+    Opened,
+    Order,
+    Passed,
+    Plaintext,
+    Refuse,
+    RelayTunnel,
+    Standing,
+)
+from ztunnel.standing import Template
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +41,14 @@ WAIT_SECONDS = 5.0  # for a pod's own workload (istio-facts §1.6, §1.8)
 MAX_WAITING = 2000  # connections; more are refused at once
 
 Question = Captured | Offered | Plaintext
+
+
+class Stands(Protocol):
+    """What of the engine concerns standing orders; see `ztunnel.orders.Engine`."""
+
+    def stands(self, id_: int) -> bool: ...
+    def stand(self, standing: Standing) -> None: ...
+    def lapse(self) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,8 +63,11 @@ class Decider:
     deaf: Callable[[str], None]
     rng: Rng
     now: Callable[[], datetime]
-    tunnelled: Callable[[Connection], None] = lambda _: None  # told of each outbound one that goes through the tunnel
+    tunnelled: Callable[[Connection], None] = lambda _: None  # told of outbound ones that go through the tunnel
     drawable: Callable[[SocketAddress], Collection[SocketAddress]] = lambda _: ()  # a Service's, by the kernel side
+    stands: Stands | None = None  # None: every connection is asked about
+    each: Callable[[], bool] = lambda: True  # whether those that have passed are to be told one by one
+    monotonic_ns: Callable[[], int] = time.monotonic_ns
     _waiting: deque[tuple[float, Question]] = field(default_factory=deque)  # in the order of their deadlines
     _timer: asyncio.TimerHandle | None = None
 
@@ -53,6 +81,10 @@ class Decider:
                     self.connections.opened(fact)
                 case Ended():
                     self.connections.ended(fact)
+                case Passed():
+                    self._passed(fact)
+                case Begun():
+                    self._begun(fact)
                 case Deaf():
                     self.deaf(fact.pod)
                 case _:
@@ -61,9 +93,10 @@ class Decider:
     def swapped(self) -> None:
         """There is a new snapshot: close what lost its permission, answer those who waited for their workload."""
         snapshot = self.snapshot()
+        if self.stands is not None:
+            self.stands.lapse()
         for close in self.connections.revoked(snapshot):
-            log.info("connection %d is closed: %s", close.id, close.detail)
-            self.order(close)
+            self._close(close)
         for _ in range(len(self._waiting)):
             deadline, fact = self._waiting.popleft()
             if self.workload(snapshot, fact.pod) is None:
@@ -99,19 +132,61 @@ class Decider:
             log.warning("connection %d to %s: %s", fact.id, fact.pod, note)
         self.connections.begin(answer.connection)
         self.order(answer.order)
+        try:
+            self._follow_up(fact, answer)
+        except Exception:  # it goes on, whatever comes of the next one like it
+            log.exception("connection %d was not followed up", fact.id)
+
+    def _follow_up(self, fact: Question, answer: Answer) -> None:
+        """What comes of the next one like it."""
         if isinstance(answer.order, RelayTunnel):
-            try:
-                self.tunnelled(answer.connection)
-            except Exception:  # it goes on, whatever comes of the next one like it
-                log.exception("connection %d was not followed up", fact.id)
+            self.tunnelled(answer.connection)
+        if self.stands is None or not self.stands.stands(fact.id):
+            return
+        snapshot, order = self.snapshot(), None
+        if not isinstance(fact, Captured):
+            order = standing.inbound(snapshot, fact, answer)
+        elif answer.connection.source is not None:
+            order = standing.outbound(snapshot, answer.connection.source, fact, answer, self.rng, self._besides(fact))
+        if order is not None:
+            self.stands.stand(order)
+
+    def _begun(self, fact: Begun) -> None:
+        """Under a standing order: nobody was asked. Policy may have changed since."""
+        assert isinstance(fact.under, Template)
+        snapshot = self.snapshot()
+        ago = timedelta(microseconds=(self.monotonic_ns() - fact.began_ns) / 1000)
+        connection = fact.under.begun(fact, self.now() - ago)
+        self.connections.begin(connection)
+        if fact.under.snapshot is not snapshot:
+            close = self.connections.judged(connection, snapshot)
+            if close is not None:
+                self._close(close)
+
+    def _passed(self, fact: Passed) -> None:
+        assert isinstance(fact.under, Template)
+        common = fact.under.opened(fact.peer)
+        if self.each():
+            self.connections.passed(common, fact.each(common.client.ip))
+        else:
+            tally = Tally(connections=fact.connections, sent=fact.sent, received=fact.received)
+            self.connections.tallied(common, tally)
+        if common.hbone is not None and not common.inbound:
+            self.tunnelled(common)
+
+    def _close(self, close: Close) -> None:
+        log.info("connection %d is closed: %s", close.id, close.detail)
+        self.order(close)
+
+    def _besides(self, fact: Captured) -> Collection[SocketAddress]:
+        return self.drawable(fact.destination) if fact.elsewhere else ()
 
     def _answer(self, fact: Question) -> Answer:
         snapshot = self.snapshot()
         workload = self.workload(snapshot, fact.pod)
         match fact:
             case Captured():
-                besides = self.drawable(fact.destination) if fact.elsewhere else ()
-                return capture.answer(snapshot, workload, fact, self.rng, self.now(), besides)
+                return capture.answer(snapshot, workload, fact, self.rng, self.now(), self._besides(fact))
             case Offered():
                 return inbound.offered(snapshot, workload, fact, self.now())
             case Plaintext():

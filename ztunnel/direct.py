@@ -72,6 +72,7 @@ class Direct:
     snapshot: Callable[[], Snapshot]
     workload: Callable[[Snapshot, str], Workload | None]
     netns: Callable[[str], Path | None]
+    redrawn: Callable[[], None] = lambda: None  # told when what is `drawable` has changed
     unfilled: int = 0  # answers and Services that the kernel had no room for
     _plan: Plan | None = None
     _leaving: set[str] = field(default_factory=set)
@@ -191,6 +192,8 @@ class Direct:
             log.error("the kernel could not be told who may talk directly; again in %s s: %s", _RETRY_SECONDS, error)
         else:
             self._plan, self._renewed = made, False
+            if step.services:
+                self.redrawn()
 
     def _put(self, entries: tuple[VerdictEntry, ...]) -> None:
         self._full(self.kernel.put_verdicts(entries) if entries else 0, "answers")

@@ -34,7 +34,7 @@ def baggage(workload: Workload) -> str:
     return ",".join(f"{key}={value}" for key, value in members if value)
 
 
-def forwarded(client: SocketAddress, service: Service | None) -> str:
+def forwarded(client: SocketAddress | str, service: Service | None) -> str:
     """Who asked, and the service it dialled, if it was one (RFC 7239 §4; the host unquoted as ztunnel writes it)."""
     host = f";host={service.hostname}" if service is not None else ""
     return f'for="{client}"{host}'
@@ -45,7 +45,7 @@ def traceparent(rng: Bits) -> str:
     return f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-00"
 
 
-def request(source: Workload, client: SocketAddress, service: Service | None, trace: str) -> Headers:
+def request(source: Workload, client: SocketAddress | str, service: Service | None, trace: str) -> Headers:
     return (
         ("baggage", baggage(source)),
         ("forwarded", forwarded(client, service)),
@@ -55,6 +55,11 @@ def request(source: Workload, client: SocketAddress, service: Service | None, tr
 
 def response(workload: Workload) -> Headers:
     return (("baggage", baggage(workload)),)
+
+
+def is_plain_forwarded(headers: Iterable[tuple[str, str]], client: SocketAddress, host: str) -> bool:
+    """`forwarded` says this and nothing else, in the form that is written here."""
+    return _first(headers, "forwarded") == f'for="{client}"' + (f";host={host}" if host else "")
 
 
 def read_forwarded(headers: Iterable[tuple[str, str]]) -> tuple[SocketAddress | None, str]:

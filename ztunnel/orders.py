@@ -6,6 +6,9 @@ Refuse, RelayPlain or RelayTunnel. After that it is not asked again; it may Clos
 last fact about a connection, also about a refused one. Facts and orders are plain values: they can cross a queue in
 batches.
 
+With an order may come a Standing one, for all connections that are like this in everything but the client's port: the
+engine does not ask about those. It tells of them when they are over, many together (Passed), or that they have Begun.
+
 Ids are unique in the life of one engine. Bytes are counted as the application payload: `sent` from downstream (who
 opened the connection) to upstream, `received` the other way.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mesh.identity import SpiffeId
 from mesh.model import Dialled, SocketAddress
@@ -87,7 +90,42 @@ class Deaf:
     pod: str
 
 
-Fact = Captured | Plaintext | Offered | Opened | Ended | Deaf
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A connection under a standing order lives, or has failed. Opened, if it was, and Ended follow."""
+
+    id: int
+    pod: str
+    under: object  # the `name` of the alternative that it goes by
+    port: int  # the client's
+    trace: str  # W3C traceparent that was sent or received; empty: none
+    began_ns: int  # CLOCK_MONOTONIC
+
+
+class Trip(NamedTuple):
+    """One connection that is over. Times are CLOCK_MONOTONIC."""
+
+    client: SocketAddress
+    sent: int
+    received: int
+    opened_ns: int
+    closed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """Connections under a standing order, all by one alternative, that have opened and ended well since they were told
+    of last. `each` takes the address that they came from."""
+
+    under: object
+    peer: SpiffeId | None  # as in Opened
+    connections: int
+    sent: int  # bytes, of all together
+    received: int
+    each: Callable[[str], Sequence[Trip]]
+
+
+Fact = Captured | Plaintext | Offered | Opened | Ended | Deaf | Begun | Passed
 
 
 # Orders: decider -> engine
@@ -145,6 +183,25 @@ class Close:
 
 
 Order = Refuse | RelayPlain | RelayTunnel | Close
+
+PORT, TRACE = "\0", "\1"  # in headers of a standing order: the client's port, a fresh traceparent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """What a standing order may come to. Of `as_client` it only counts that there is one: every connection's own."""
+
+    weight: int
+    order: RelayPlain | RelayTunnel
+    name: object  # by which facts refer to it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """For every connection of the kind of this one, until it lapses. Alternatives are drawn by weight."""
+
+    id: int
+    alternatives: Sequence[Alternative]
 
 
 # What the engine is built with
@@ -227,8 +284,17 @@ class Engine(Protocol):
     def order(self, order: Order) -> None:
         """Carry out an order; an unknown or ended id is ignored (it may have ended meanwhile)."""
 
+    def stands(self, id_: int) -> bool:
+        """Whether a standing order for connections like this one, which was asked about, would be of use."""
+
+    def stand(self, standing: Standing) -> None:
+        """Go by it until `lapse`; at the engine's discretion, which may ask again at any time."""
+
+    def lapse(self) -> None:
+        """No order stands any more. When this returns, `report` was told of every connection that lives under one."""
+
     def counts(self) -> Mapping[int, tuple[int, int]]:
-        """Live connections: id -> (sent, received)."""
+        """Live connections that `report` was told of: id -> (sent, received)."""
 
     def pulses(self) -> Mapping[str, tuple[int, bool]]:
         """Of each thread that moves bytes, by name: a number that changes while it goes on, and whether it has

@@ -20,6 +20,15 @@ cdef void known_add(uint64_t id, uint64_t meter) noexcept nogil:
     world.known_count += 1
 
 
+cdef void known_kind(Cursor *record) noexcept nogil:
+    """Of the last one that was added."""
+    cdef Kind *kind = &world.known[world.known_count - 1].kind
+    cdef const char *data = cursor_bytes(record, &kind.length)
+    if kind.length > KIND_BYTES:
+        seam_fail(b"a kind is too long")
+    memcpy(kind.data, data, kind.length)
+
+
 cdef void known_ended(uint64_t id) noexcept nogil:
     cdef Known *known = known_find(id)
     if known == NULL:
@@ -70,8 +79,24 @@ cdef void fact_read(Cursor *record) noexcept nogil:
         if kind == FACT_OFFERED:
             cursor_bytes(record, &length)
             check_fields(record)
+        known_kind(record)
         if record.at != record.end:
             seam_fail(b"a fact of another length")
+    elif kind == FACT_BEGUN:
+        id = cursor_number(record)
+        cursor_number(record)
+        known_add(id, cursor_number(record))
+        known_find(id).ordered = True
+        world.asked += 1
+    elif kind == FACT_PASSED:
+        cursor_number(record)
+        if not 0 < cursor_number(record) <= world.alternatives:
+            seam_fail(b"a connection under an order that nobody gave")
+        cursor_bytes(record, &length)
+        record.at += 5 * sizeof(uint64_t)
+        if record.at != record.end:
+            seam_fail(b"a fact of another length")
+        world.asked += 1
     elif kind == FACT_ENDED:
         known_ended(cursor_number(record))
     elif kind == FACT_POD_GONE:
@@ -116,12 +141,56 @@ cdef void order_fields() noexcept nogil:
     batch_text(&world.batch, b"k8s.cluster.name=fuzz")
 
 
+cdef void order_tunnel_fields(const char *key) noexcept nogil:
+    order_address()
+    batch_text(&world.batch, key)
+    batch_text(&world.batch, world.ours.identity)
+    batch_text(&world.batch, world.theirs.identity)
+    batch_text(&world.batch, b"10.0.0.7:8080")
+
+
+cdef void stand(const Kind *kind, bint tunnel, const char *key) noexcept nogil:
+    """For all like it: two alternatives."""
+    cdef Batch piece
+    cdef int i, each
+    cdef Batch outer
+    if kind.length == 0:
+        return
+    for i in range(LOOPS):
+        batch_begin(&world.batch, ORDER_STAND)
+        batch_number(&world.batch, POD_NUMBER)
+        batch_bytes(&world.batch, kind.data, kind.length)
+        batch_number(&world.batch, 2)
+        for each in range(2):
+            batch_number(&world.batch, world.alternatives + 1 + each)
+            batch_number(&world.batch, each + 1)
+            batch_number(&world.batch, tunnel)
+            batch_number(&world.batch, each)
+            if not tunnel:
+                order_address()
+            memset(&piece, 0, sizeof(piece))
+            outer, world.batch = world.batch, piece
+            if tunnel:
+                order_tunnel_fields(key)
+            batch_number(&world.batch, 1)
+            batch_text(&world.batch, b"forwarded")
+            batch_bytes(&world.batch, b"for=\"10.0.0.6:\0\" \1", 19)
+            piece, world.batch = world.batch, outer
+            batch_bytes(&world.batch, buffer_start(&piece.records), piece.records.length)
+            buffer_free(&piece.records)
+        order_send(world.loops[i])
+    world.alternatives += 2
+
+
 cdef void decide(Known *known, int choice, int variant) noexcept nogil:
-    """`variant` names the tunnel's key, or the reason."""
+    """`variant` names the tunnel's key, or the reason; 16 is added where it shall stand for all like it."""
     cdef Loop *to = world.loops[known.id % LOOPS]
     cdef char key[16]
     cdef int fd
     known.ordered = True
+    snprintf(key, sizeof(key), b"key %d", variant % 3)
+    if variant & 16 and (choice == CHOOSE_PLAIN or choice == CHOOSE_TUNNEL):
+        stand(&known.kind, choice == CHOOSE_TUNNEL, key)
     if choice == CHOOSE_PLAIN:
         fd = seam_pair()
         if fd < 0:
@@ -138,14 +207,9 @@ cdef void decide(Known *known, int choice, int variant) noexcept nogil:
             return
     if choice == CHOOSE_TUNNEL:
         world.asked += 1
-        snprintf(key, sizeof(key), b"key %d", variant % 3)
         batch_begin(&world.batch, ORDER_TUNNEL)
         batch_number(&world.batch, known.id)
-        order_address()
-        batch_text(&world.batch, key)
-        batch_text(&world.batch, world.ours.identity)
-        batch_text(&world.batch, world.theirs.identity)
-        batch_text(&world.batch, b"10.0.0.7:8080")
+        order_tunnel_fields(key)
         order_fields()
         order_send(to)
     elif choice != CHOOSE_NOTHING:

@@ -41,12 +41,13 @@ def begin(program: str) -> int:
     _load("mesh.http2._session", target.parent)
     fuzz = _load("tests.fuzz.fuzz", target.parent)
 
-    import ztunnel.pump.engine as engine
+    import ztunnel.pump.threads as threads
     from mesh import http2
     from tests.unit.ztunnel.pump.authority import Authority
+    from ztunnel.pump.limits import Limits
 
-    with mock.patch.object(engine, "Pump", dict):
-        settings: Any = engine._pump(engine.Limits(**SMALL, resets=http2.Rate(burst=12, per_second=1000)), 1, False)
+    with mock.patch.object(threads, "Pump", dict):
+        settings: Any = threads.begin(Limits(**SMALL, resets=http2.Rate(burst=12, per_second=1000)), 1, False, None)
     authority = Authority.new()
     ours, theirs, strangers = (
         authority.issue(SpiffeId(domain, "default", name))

@@ -16,7 +16,8 @@ cdef enum Step:
     DIAL                     # a tunnel from outside: number of the address
     CAPTURE                  # an application connects: 0 to the outside, 1 plaintext from outside
     DECIDE                   # connection, Choice, variant
-    CHANGE                   # the pod: 0 a new certificate, 1 a stranger's, 2 unlisten, 3 retire, 4 drop, 5 pause
+    CHANGE                   # the pod: 0 a new certificate, 1 a stranger's, 2 unlisten, 3 retire, 4 drop, 5 pause;
+                             # LAPSE: no order stands
     STUMBLE                  # errno of the next connect()
     CUT                      # TLS left out: 0 close_notify, 1 an error, at the end of what comes next
     SHAKE                    # far, offset:16, xor, percent: what an honest peer says next, changed there and cut short
@@ -27,6 +28,7 @@ cdef enum Step:
     STEPS
 
 cdef enum:
+    LAPSE = 77
     AT_ONCE = 64 << 10       # written to a far end before the loop has turned
     MOST_SAID = 1 << 20      # by one script
 
@@ -227,8 +229,12 @@ cdef void step_decide(Script *self) noexcept nogil:
 
 
 cdef void step_change(Script *self) noexcept nogil:
-    cdef uint32_t what = script_byte(self) % 6
+    cdef uint32_t what = script_byte(self)
     cdef int i
+    if what == LAPSE:
+        pod_order(ORDER_LAPSE, 0)
+        return
+    what %= 6
     if what < 2:
         pod_certify(world.strangers if what else world.ours)
     elif what == 5:

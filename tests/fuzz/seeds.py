@@ -20,12 +20,14 @@ from tests.fuzz.steps import (
     DIALLED,
     GOING,
     GREETED,
+    LAPSE,
     NO_STREAMS,
     NOTHING,
     PLAIN,
     REFUSAL,
     SILENT,
     SMALL,
+    STANDING,
     STRANGE,
     TUNNEL,
     frames,
@@ -54,6 +56,11 @@ def _bytes(made: object) -> bytes:
 
 def _response(stream: int, *fields: tuple[str, str], flags: tuple[str, ...] = ("END_HEADERS",)) -> bytes:
     return cast(bytes, HeadersFrame(stream, Encoder().encode(list(fields)), flags=list(flags)).serialize())
+
+
+def _asked(stream: int, forwarded: str) -> bytes:
+    fields = [(":method", "CONNECT"), (":authority", AUTHORITY), ("forwarded", forwarded), ("traceparent", "0" * 55)]
+    return frames(0, _speaker().headers(stream, fields).serialize())
 
 
 def server() -> Seeds:
@@ -125,6 +132,22 @@ def server() -> Seeds:
         "captured-too",
         start + step("CAPTURE", 1) + say(2, b"hello") + step("CAPTURE", 0) + step("DECIDE", 1, TUNNEL, 1),
     )
+    asked = [_asked(1 + 2 * n, f'for="[fd00::]:{4000 + n}"') for n in range(5)]
+    answered = data + say(1, b"pong\n") + last + step("LEAVE", 1, 0)
+    for name, choice in (("standing", PLAIN), ("standing-tunnel", TUNNEL)):
+        yield (
+            name,
+            bytes([NOTHING | GREETED]) + asked[0] + step("DECIDE", 0, choice, STANDING) + answered
+            + asked[1] + step("LEAVE", 2, 0) + asked[2] + step("WAIT", 1) + step("LEAVE", 3, 2)
+            + asked[3] + step("CHANGE", LAPSE) + step("STUMBLE", 1) + asked[4],
+        )  # fmt: skip
+    yield (
+        "standing-plaintext",
+        bytes([NOTHING | GREETED]) + step("CAPTURE", 1) + step("DECIDE", 0, PLAIN, STANDING)
+        + step("CAPTURE", 1) + step("STUMBLE", 1) + step("CAPTURE", 1) + step("CHANGE", 4),
+    )  # fmt: skip
+    for number, claim in enumerate(('[fd00::]:0"', '[fd00::]:65536"', "[fd00::]:1", "[fd00::]:", "")):
+        yield f"not-standing-{number}", start + _asked(3, f'for="{claim}') + data
     for number, said in enumerate(NO_PREFACE.values()):
         yield f"no-preface-{number}", bytes([PLAIN]) + say(0, said)
     for name, (build, _) in (BROKEN | COSTS_A_STREAM).items():
@@ -180,6 +203,12 @@ def client() -> Seeds:
         + step("BULK", 0, 0, 40)
         + frames(1, credit(1, 20_000).serialize() + credit(0, 100_000).serialize()),
     )
+    yield (
+        "standing",
+        bytes([NOTHING]) + step("DECIDE", 0, TUNNEL, STANDING) + hello + answer + step("CAPTURE", 0)
+        + frames(1, _response(3, (":status", "200"))) + step("CAPTURE", 0) + step("WAIT", 1)
+        + frames(1, _response(5, (":status", "403"))) + step("CHANGE", LAPSE) + step("CAPTURE", 0),
+    )  # fmt: skip
     yield "bulk", start + answer + step("BULK", 1, 1, 120) + step("HEAR", 0, 0) + step("BULK", 1, 1, 80)
     for name, (build, _) in (BROKEN | COSTS_A_STREAM).items():
         yield _file(name), start + answer + frames(1, _bytes(build(_speaker(), AUTHORITY))) + data

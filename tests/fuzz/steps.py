@@ -14,6 +14,10 @@ GREETED, SMALL, SILENT, STRANGE, DIALLED = 4, 8, 16, 32, 64
 """Further bits of the first byte; see targets.pxi."""
 NO_STREAMS, GOING = 32, 64
 """Of the client's."""
+STANDING = 16
+"""Added to a decision's variant: an order for all like it."""
+LAPSE = 77
+"""A change: no order stands."""
 ON = 0x80
 """Added to a step: no turn of the loop after it."""
 

@@ -61,6 +61,7 @@ cdef struct Known:
     uint64_t id
     Meter *meter
     bint ordered
+    Kind kind
 
 
 cdef struct World:
@@ -78,7 +79,8 @@ cdef struct World:
     bint strange             # who is dialled is of another trust domain
     const char *haste        # what who is dialled says before anything is asked; NULL: nothing
     size_t haste_length
-    long asked               # for tunnels
+    long asked               # for tunnels, or for what stands
+    uint64_t alternatives
     long dialled
     SSL *nobody              # to ask about certificates
     uint8_t *heard
@@ -209,7 +211,7 @@ cdef void pod_certify(const Contexts *of) noexcept nogil:
 cdef void pod_enrol() noexcept nogil:
     cdef int home = <int>world.loops[0].home
     cdef Common *common = common_new(
-        LOOPS, POD_NUMBER, 1, copy_text(b"pod", 3), copy_text(b"cluster.local", 13), seam_mark(dup_(home)))
+        LOOPS, POD_NUMBER, 1, copy_text(b"pod", 3), copy_text(b"cluster.local", 13), seam_mark(dup_(home)), 1)
     cdef int i, door
     for i in range(LOOPS):
         batch_begin(&world.batch, ORDER_POD)
@@ -231,7 +233,7 @@ cdef void world_begin() noexcept nogil:
         loop.serial = 0
         memset(loop.logged_since, 0, sizeof(loop.logged_since))
         memset(loop.allowances.table, 0, ALLOWANCES * sizeof(Allowance))
-        loop.allowances.seed = 1
+        loop.allowances.seed = loop.lots.state = 1
     world.now = 1000.0
     memset(world.shared.refused, 0, sizeof(world.shared.refused))
     seam_end = seam_code = seam_small = seam_looks = 0
@@ -298,7 +300,7 @@ cdef int world_make(dict engine, ours, theirs, strangers) except -1:
     global seam_certificate
     if wire_prepare() != 0:
         raise MemoryError
-    world.shared.threads, world.shared.loops = LOOPS, world.loops
+    world.shared.threads, world.shared.loops, world.shared.maps.given = LOOPS, world.loops, True
     cdef int i
     pthread_mutex_init(&world.shared.facts.lock, NULL)
     fill_limits(&world.shared.limits, engine["limits"], engine["server"], engine["client"], engine["http"])

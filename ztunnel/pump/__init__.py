@@ -7,6 +7,8 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
     listeners     a pod's listeners in its netns
     limits        what a pod, a peer and a connection may use
     pod, census   what Python knows of a pod; a look inside the threads
+    standing      which kinds of connections Python need not be asked about
+    threads       how they are begun; with maps of the kernel side
     _pump         one compiled module of these parts, in the order of its includes:
       system, openssl  declarations
       memory      where structs come from and when they go; Lost; reasons
@@ -23,6 +25,8 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       server      accepted tunnels: limits, verification, requests
       spread      which thread serves what of a pod
       pool        client tunnels shared by equal keys
+      standing    decisions in advance: kinds of connections, and orders for them
+      passage     a connection under a standing order
       listener    accept loops
       pod, connection
       early       what goes with a CONNECT
@@ -36,5 +40,6 @@ is shared; a pod may be served by several.
 
 from ztunnel.pump.engine import PumpEngine
 from ztunnel.pump.limits import Limits
+from ztunnel.pump.maps import Maps
 
-__all__ = ["Limits", "PumpEngine"]
+__all__ = ["Limits", "Maps", "PumpEngine"]

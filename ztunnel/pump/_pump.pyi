@@ -6,6 +6,7 @@ from typing import Any
 from mesh import http2
 from ztunnel.orders import Credentials
 from ztunnel.pump.limits import Limits
+from ztunnel.pump.maps import Maps
 
 Address = tuple[str, int]
 Fields = Sequence[tuple[str, str]]
@@ -24,11 +25,16 @@ class Pump:
         statuses: Mapping[int, int],
         threads: int,
         accelerated: bool,
-    ) -> None: ...
+        maps: Maps | None,
+    ) -> None:
+        """ValueError: the maps have other layouts than the threads."""
     @property
     def threads(self) -> int: ...
     @property
     def tunnels(self) -> int: ...
+    @property
+    def connections(self) -> int:
+        """That the threads have, also those that Python was not told of."""
     @property
     def held(self) -> tuple[int, int, int]:
         """(descriptors of sockets open or promised, bytes in tunnels' buffers, bytes by which windows have grown)."""
@@ -37,7 +43,10 @@ class Pump:
     def fileno(self) -> int:
         """An eventfd, readable when there are facts."""
     def counts(self) -> dict[int, tuple[int, int]]:
-        """Connections whose Ended was not taken yet: (sent, received)."""
+        """Connections that Python was told of and whose Ended was not taken yet: (sent, received)."""
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of facts that `facts` has gone through; of those that are there now."""
     def facts(self, most: int) -> list[tuple[Any, ...]]:
         """What happened next, in order, at most so many; none: nothing has. The first item of each names it."""
     def fail(self, number: int, reason: int, detail: str, close: bool) -> None: ...
@@ -54,12 +63,25 @@ class Pump:
         authority: str,
         headers: Fields,
     ) -> None: ...
+    def stand(self, number: int, kind: bytes, alternatives: list[tuple[Any, ...]]) -> None:
+        """For all connections of this kind to the pod. Each alternative: number, sum of the weights up to it, is it a
+        tunnel, is it a last hop, ip, port; of a tunnel also key, source, expected, authority, as bytes; headers. The
+        numbers follow each other. ValueError."""
+    def lapse(self, number: int) -> None:
+        """No order of the pod stands when it returns, 0: of any; `facts` has what lived under one."""
     def socket(self, netns: int, six: bool, bind: str | None) -> tuple[int, int]:
         """(descriptor, socket cookie); OSError."""
     def pod(
-        self, number: int, life: int, name: str, trust_domain: str, netns: int, listeners: Sequence[int | None]
+        self,
+        number: int,
+        life: int,
+        name: str,
+        trust_domain: str,
+        netns: int,
+        cookie: int,
+        listeners: Sequence[int | None],
     ) -> None:
-        """Takes the descriptors. Returns when it is done."""
+        """`cookie`: of the netns. Takes the descriptors. Returns when it is done."""
     def start(self, number: int) -> None: ...
     def credentials(self, number: int, credentials: Credentials) -> None:
         """ValueError: not usable."""

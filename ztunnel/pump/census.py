@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mesh.model import SocketAddress, canonical_ip
+from mesh.model import SocketAddress
 from ztunnel.pump._pump import Pump
+from ztunnel.pump.addresses import address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +44,9 @@ def take(pump: Pump, name: Callable[[int], str]) -> Census:
                 retired=retired,
                 streams=streams,
                 backlog=backlog,
-                address=SocketAddress(canonical_ip(ip), port),
+                address=address(*at),
             )
-            for pod, server, ready, retired, streams, backlog, (ip, port) in tunnels
+            for pod, server, ready, retired, streams, backlog, at in tunnels
         ],
         groups=groups,
         peers=peers,

@@ -18,6 +18,7 @@ cdef struct Connection:
     Way forward
     Way backward
     Meter *meter
+    Passage *passage         # owned; NULL: Python knows of it
     Socket *dial
     uint64_t announced       # socket cookie of the last hop; 0: none
     Buffer order             # RelayTunnel as it came, until the CONNECT is answered: it may have to be sent again
@@ -103,13 +104,17 @@ cdef Connection *connection_new(Pod *pod) noexcept nogil:
 
 
 cdef void connection_accept(
-    Pod *pod, int fd, bint captured, const Address *peer, const Address *local
+    Pod *pod, int fd, bint captured, const Address *peer, const Address *local, const Kind *kind
 ) noexcept nogil:
     """Takes `fd`."""
+    cdef Standing *standing = standing_find(pod, kind)
     cdef Connection *self = connection_new(pod)
     connection_take_socket(self, &self.down, socket_new(pod.loop, fd, b"downstream"))
-    timer_start(pod.loop, &self.timer, PATIENCE, connection_watched, self)
-    fact_accepted(self, captured, peer, local)
+    if standing != NULL:
+        passage_begin(self, standing, captured, peer, b"")
+    else:
+        timer_start(pod.loop, &self.timer, PATIENCE, connection_watched, self)
+        fact_accepted(self, captured, peer, local, kind)
 
 
 cdef void connection_dispose(void *of) noexcept nogil:
@@ -304,7 +309,10 @@ cdef void connection_begin(Connection *self, const char *peer, const Address *up
     atomic_set64(&self.meter.sent, early_free(self), RELAXED)
     self.owes = self.down.stream != NULL
     self.relaying = True
-    fact_opened(self, peer, upstream)
+    if self.passage != NULL:
+        passage_opened(self.passage, peer, upstream)
+    else:
+        fact_opened(self, peer, upstream)
     connection_wake(self)
 
 
@@ -398,7 +406,8 @@ cdef void connection_finish(Connection *self, int reason, const char *detail) no
     timer_stop(&self.timer)
     task_cancel(&self.step)
     early_free(self)
-    fact_ended(self, reason, detail)
+    if self.passage == NULL or not passage_over(self, reason):
+        fact_ended(self, reason, detail)
     connection_unlink(self)
     bury(self.loop, &self.corpse, connection_dispose, self)
     pod_discard_if_unused(pod)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bpf.netns import cookie_of
-from mesh import http2
 from mesh.identity import SpiffeId
-from mesh.model import SocketAddress, canonical_ip
+from mesh.model import SocketAddress
 from mesh.reason import Reason
 from ztunnel.orders import (
+    Begun,
     Captured,
     Close,
     Credentials,
@@ -25,21 +25,26 @@ from ztunnel.orders import (
     Offered,
     Opened,
     Order,
+    Passed,
     Plaintext,
     Refuse,
     RelayPlain,
     RelayTunnel,
+    Standing,
     Steering,
-    TunnelKey,
 )
-from ztunnel.pump._pump import Pump
+from ztunnel.pump import asked, standing
+from ztunnel.pump.addresses import Told, address
 from ztunnel.pump.census import Census, take
 from ztunnel.pump.limits import Limits
 from ztunnel.pump.listeners import adopt, close_all, listen
+from ztunnel.pump.maps import Maps
 from ztunnel.pump.pod import Pod
+from ztunnel.pump.standing import StandingOrders
+from ztunnel.pump.threads import begin
+from ztunnel.pump.tunnel_key import packed
 
 _log = logging.getLogger(__name__)
-_FRAME_HEADER = 9  # bytes; with it a full DATA frame is one TLS record
 _FACTS = 512  # reported at once
 
 
@@ -54,12 +59,16 @@ class PumpEngine:
         limits: Limits | None = None,
         threads: int = 1,
         accelerated: bool = False,
+        maps: Maps | None = None,
     ) -> None:
-        """`accelerated`: the kernel may hand bytes between applications and us from socket to socket."""
+        """`accelerated`: the kernel may hand bytes between applications and us from socket to socket. Without `maps` no
+        order stands."""
         self._loop = asyncio.get_running_loop()
         self._limits = limits or Limits()
         self._steering, self._report = steering, report
-        self._pump = _pump(self._limits, threads, accelerated)
+        self._pump = begin(self._limits, threads, accelerated, maps)
+        self._standing = StandingOrders(self._pump, self._full)
+        self._telling = self._stopped = False
         self._pods: dict[str, Pod] = {}
         self._numbered: dict[int, Pod] = {}  # gone ones too, until the thread has said so
         self._last_pod = 0
@@ -115,9 +124,10 @@ class PumpEngine:
             os.close(state.netns)
         state.netns, state.addresses, state.listening = os.dup(netns), tuple(addresses), True
         state.cookie = cookie
+        state.kinds.clear()
         fds = [None if sock is None else sock.detach() for sock in sockets]
         state.life += 1
-        self._pump.pod(state.number, state.life, state.title, trust_domain, os.dup(netns), fds)
+        self._pump.pod(state.number, state.life, state.title, trust_domain, os.dup(netns), cookie, fds)
         outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
         assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
         return Listeners(
@@ -164,6 +174,16 @@ class PumpEngine:
             _log.exception("connection %d: %s could not be carried out", order.id, order)
             self._pump.fail(order.id, Reason.INTERNAL, "an order could not be carried out", True)
 
+    def stands(self, id_: int) -> bool:
+        return id_ in self._owners and self._standing.wanted(id_, self._owners[id_])
+
+    def stand(self, standing: Standing) -> None:
+        if standing.id in self._owners:
+            self._standing.give(standing, self._owners[standing.id])
+
+    def lapse(self) -> None:
+        self._lapse(0, list(self._numbered.values()))
+
     def counts(self) -> Mapping[int, tuple[int, int]]:
         counts = self._pump.counts()
         for stray in self._strays:
@@ -186,7 +206,7 @@ class PumpEngine:
         self._take_facts()
         try:
             async with asyncio.timeout(deadline):
-                while self._owners or self._pump.tunnels:
+                while self._owners or self._pump.tunnels or self._pump.connections:
                     self._emptied.clear()
                     await self._emptied.wait()
         except TimeoutError:
@@ -194,6 +214,7 @@ class PumpEngine:
                 _log.info("the drain deadline has passed with %d connections open", len(self._owners))
         for pod in list(self._pods.values()):
             self._pump.drop(pod.number, Reason.DRAINED)
+        self._stopped = True
         await asyncio.to_thread(self._pump.stop)
         self._loop.remove_reader(self._pump.fileno())
         self._take_facts()
@@ -232,27 +253,34 @@ class PumpEngine:
             raise
 
     def _tunnel(self, order: RelayTunnel, pod: Pod) -> None:
-        key = order.key
-        if key.pod != pod.name:
-            raise ValueError(f"a connection of pod {pod.name} was sent to a tunnel of {key.pod}")
-        source = str(key.source).encode()
-        expected = "\n".join(sorted(map(str, key.expected))).encode()
-        self._pump.tunnel(
-            order.id,
-            _key(key, source, expected),
-            source,
-            expected,
-            key.address.ip,
-            key.address.port,
-            order.authority,
-            order.headers,
-        )
+        key, source, expected = packed(order.key, pod.name)
+        self._pump.tunnel(order.id, key, source, expected, *order.key.address, order.authority, order.headers)
+
+    def _full(self, pod: Pod) -> None:
+        """Not while facts are being reported: there may be more of them."""
+        self._loop.call_soon(self._lapse, pod.number, [pod])
+
+    def _lapse(self, number: int, pods: Sequence[Pod]) -> None:
+        if self._stopped:
+            return
+        self._pump.lapse(number)
+        last = self._standing.lapsed(pods)
+        if self._telling:  # what is told then comes after what is being told now
+            self._loop.call_soon(self._standing.forget, pods, last, self._take_facts_of_now)
+        else:
+            self._standing.forget(pods, last, self._take_facts_of_now)
 
     # Facts
 
     def _take_facts(self) -> None:
         while self._take_some_facts():
             pass
+
+    def _take_facts_of_now(self) -> None:
+        """And not those that come meanwhile: there may always be some."""
+        taken, waiting = self._pump.progress
+        while self._pump.progress[0] < taken + waiting:
+            self._take_some_facts()
 
     def _take_some_facts(self) -> bool:
         """Not all at once: between them others have their turn. False: there were none."""
@@ -270,9 +298,12 @@ class PumpEngine:
             _log.exception("fact %s of %s could not be read", kind, fields[0])
             if kind in ("captured", "plaintext", "offered"):
                 self._untold(fields[0], Reason.INTERNAL)
+            elif kind == "begun":  # nobody could judge it
+                self._pump.fail(fields[0], Reason.INTERNAL, "a fault of the agent", True)
             return None
 
     def _tell(self, facts: Sequence[Fact]) -> None:
+        self._telling = True
         try:
             self._report(facts)
         except Exception:
@@ -280,30 +311,24 @@ class PumpEngine:
             for fact in facts:
                 if isinstance(fact, Captured | Plaintext | Offered) and fact.id in self._undecided:  # and stays so
                     self._pump.fail(fact.id, Reason.INTERNAL, "a fault of the agent", False)
+        finally:
+            self._telling = False
 
-    def _begun(self, number: int, pod: int) -> Pod:
+    def _asked(self, number: int, pod: int, kind: bytes) -> Pod:
         owner = self._owners[number] = self._numbered[pod]
         self._undecided.add(number)
+        self._standing.asked(number, kind)
         return owner
 
-    def _captured(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Captured | None:
-        owner, client, listener = self._begun(number, pod), _address(*peer), _address(*local)
+    def _captured(self, number: int, pod: int, peer: Told, local: Told, kind: bytes) -> Captured | None:
+        owner, client, listener = self._asked(number, pod, kind), address(*peer), address(*local)
         dialled = self._steering.original_destination(owner.cookie, listener, client)
         if dialled is None:
             return self._stray(number, owner, client, listener)
-        # Loopback, or an address that the application bound to: not always one of the pod's (IP_TRANSPARENT).
-        ip = client.ip if client.ip in owner.addresses else owner.address_like(dialled.destination.ip)
-        return Captured(
-            id=number,
-            pod=owner.name,
-            client=SocketAddress(ip, client.port),
-            destination=dialled.destination,
-            drawn=dialled.drawn,
-            elsewhere=dialled.elsewhere,
-        )
+        return asked.captured(number, owner, client, dialled)
 
-    def _plaintext(self, number: int, pod: int, peer: tuple[str, int], local: tuple[str, int]) -> Plaintext | None:
-        owner, client, dialled = self._begun(number, pod), _address(*peer), _address(*local)
+    def _plaintext(self, number: int, pod: int, peer: Told, local: Told, kind: bytes) -> Plaintext | None:
+        owner, client, dialled = self._asked(number, pod, kind), address(*peer), address(*local)
         if (dialled.ip.startswith("127.") or dialled.ip == "::1") and dialled.ip not in owner.addresses:
             # The pod dialled our listener by its own port; relayed to where it was addressed, it would come back here.
             return self._stray(number, owner, client, dialled)
@@ -320,33 +345,25 @@ class PumpEngine:
         self._untold(number, Reason.NO_DESTINATION)
         _log.debug("refused (NO_DESTINATION): %s: %s to %s", pod.title, client, local)
 
-    def _offered(
-        self,
-        number: int,
-        pod: int,
-        client: tuple[str, int],
-        local: tuple[str, int],
-        peer: str,
-        fields: Sequence[tuple[str, str]],
-    ) -> Offered:
-        pseudo = {name: value for name, value in fields if name.startswith(":")}
-        return Offered(
-            id=number,
-            pod=self._begun(number, pod).name,
-            client=_address(*client),
-            local=_address(*local),
-            peer=SpiffeId.parse(peer),
-            method=pseudo.get(":method", ""),
-            authority=pseudo.get(":authority", ""),
-            headers=[(name, value) for name, value in fields if not name.startswith(":")],
-        )
+    def _offered(self, number: int, pod: int, *rest: Any) -> Offered:
+        *request, kind = rest
+        return asked.offered(number, self._asked(number, pod, kind), *request)
 
-    def _opened(self, number: int, peer: str, upstream: tuple[str, int]) -> Opened:
-        return Opened(id=number, peer=SpiffeId.parse(peer) if peer else None, upstream=_address(*upstream))
+    def _begun(self, number: int, pod: int, *rest: Any) -> Begun:
+        owner = self._owners[number] = self._numbered[pod]
+        return standing.begun(owner, number, *rest)
+
+    def _passed(self, pod: int, *rest: Any) -> Passed:
+        self._emptied.set()
+        return standing.passed(self._numbered[pod], *rest)
+
+    def _opened(self, number: int, peer: str, upstream: Told) -> Opened:
+        return Opened(id=number, peer=SpiffeId.parse(peer) if peer else None, upstream=address(*upstream))
 
     def _ended(self, number: int, reason: int, detail: str, sent: int, received: int) -> Ended | None:
         self._owners.pop(number, None)
         self._undecided.discard(number)
+        self._standing.answered(number)
         self._emptied.set()
         if number in self._strays:
             self._strays.remove(number)
@@ -382,6 +399,8 @@ _READERS: dict[str, Callable[..., Fact | None]] = {
     "captured": PumpEngine._captured,
     "plaintext": PumpEngine._plaintext,
     "offered": PumpEngine._offered,
+    "begun": PumpEngine._begun,
+    "passed": PumpEngine._passed,
     "opened": PumpEngine._opened,
     "ended": PumpEngine._ended,
     "deaf": PumpEngine._deaf,
@@ -391,29 +410,3 @@ _READERS: dict[str, Callable[..., Fact | None]] = {
     "pod gone": PumpEngine._pod_gone,
     "quiet": PumpEngine._quiet,
 }
-
-
-def _address(ip: str, port: int) -> SocketAddress:
-    return SocketAddress(canonical_ip(ip) if ":" in ip else ip, port)
-
-
-def _key(key: TunnelKey, source: bytes, expected: bytes) -> bytes:
-    """Equal for equal keys only: no part can hold a zero."""
-    return b"\0".join([key.pod.encode(), source, expected, key.workload.encode(), str(key.address).encode()])
-
-
-def _pump(limits: Limits, threads: int, accelerated: bool) -> Pump:
-    return Pump(
-        limits=limits,
-        server=limits.settings(server=True),
-        client=limits.settings(server=False),
-        http=http2.Limits(
-            max_outbound_buffer=limits.stream_buffer,
-            max_data_frame=limits.frame - _FRAME_HEADER,
-            turn=limits.turn,
-            resets=limits.resets,
-        ),
-        statuses={reason: reason.http_status for reason in Reason},
-        threads=threads,
-        accelerated=accelerated,
-    )

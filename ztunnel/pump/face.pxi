@@ -1,5 +1,8 @@
 # The Python side of the threads: the only part that holds the GIL. Plain values in and out; see _pump.pyi.
 
+cdef enum:
+    PASSED_AT_ONCE = 8192    # connections that are only added up, before others have their turn
+
 
 cdef void fill_bucket(core.Bucket *bucket, rate) except *:
     bucket.tokens = bucket.burst = rate.burst
@@ -72,8 +75,18 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.seconds[<int>LOOK] = 0.01
     self.seconds[<int>ANSWER] = 0.001
     self.seconds[<int>PATIENCE] = 0.02
+    self.seconds[<int>TELL] = 0.05
+    self.seconds[<int>TALLY] = 0.05
     fill_config(&self.server, False, server, http)
     fill_config(&self.client, True, client, http)
+
+
+cdef void fill_maps(Maps *self, maps) except *:
+    """ValueError: the kernel side has other layouts, and would write past ours."""
+    cdef tuple sizes = (sizeof(CapturedKey), sizeof(Dialled), sizeof(uint64_t), sizeof(Announced))
+    if maps.sizes != sizes:
+        raise ValueError(f"entries of the kernel side's maps have {maps.sizes} bytes, not {sizes}")
+    self.captured, self.announced, self.given = maps.captured, maps.announced, True
 
 
 cdef int bell() except -1:
@@ -87,6 +100,29 @@ cdef object text_of(Cursor *record):
     cdef size_t length
     cdef const char *found = cursor_bytes(record, &length)
     return found[:length].decode("utf-8", "replace")
+
+
+cdef bytes bytes_of(Cursor *record):
+    cdef size_t length
+    cdef const char *found = cursor_bytes(record, &length)
+    return found[:length]
+
+
+cdef void add_passed(dict passed, Cursor *record) except *:
+    """To what is alike: (pod, alternative, peer) -> [connections, sent, received, port and four numbers of each]."""
+    cdef uint64_t each[5]
+    cdef list sums
+    cursor_number(record)
+    pod, alternative = cursor_number(record), cursor_number(record)
+    peer = bytes_of(record)
+    memcpy(each, record.at, sizeof(each))
+    sums = passed.get((pod, alternative, peer))
+    if sums is None:
+        sums = passed[(pod, alternative, peer)] = [0, 0, 0, bytearray()]
+    sums[0] += 1
+    sums[1] += each[1]
+    sums[2] += each[2]
+    sums[3] += (<const char *>each)[:sizeof(each)]
 
 
 cdef object address_of(Cursor *record):
@@ -137,11 +173,12 @@ cdef class Pump:
     cdef Batch orders
     cdef Buffer taken        # facts
     cdef Cursor rest         # of them
+    cdef uint64_t consumed   # bytes of facts
     cdef dict meters         # id -> Meter *, as a number
     cdef int64_t home
     cdef uint64_t home_inode
 
-    def __cinit__(self, *, limits, server, client, http, statuses, int threads, bint accelerated):
+    def __cinit__(self, *, limits, server, client, http, statuses, int threads, bint accelerated, maps):
         cdef int i
         self.meters = {}
         if wire_prepare() != 0:
@@ -149,6 +186,8 @@ cdef class Pump:
         self.shared = <Shared *>make(sizeof(Shared))
         self.shared.threads = threads
         self.shared.accelerated = accelerated
+        if maps is not None:
+            fill_maps(&self.shared.maps, maps)
         pthread_mutex_init(&self.shared.facts.lock, NULL)
         self.shared.facts.bell = -1
         self.loops = self.shared.loops = <Loop **>make(threads * sizeof(Loop *))
@@ -213,6 +252,10 @@ cdef class Pump:
         return atomic_get(&self.shared.tunnels, RELAXED)
 
     @property
+    def connections(self):
+        return atomic_get(&self.shared.connections, RELAXED)
+
+    @property
     def held(self):
         """(descriptors, bytes in buffers, bytes of windows beyond their first size)"""
         return (
@@ -241,16 +284,38 @@ cdef class Pump:
 
     # Facts
 
+    @property
+    def progress(self):
+        cdef uint64_t waiting = self.rest.end - self.rest.at
+        pthread_mutex_lock(&self.shared.facts.lock)
+        waiting += self.shared.facts.waiting.length
+        pthread_mutex_unlock(&self.shared.facts.lock)
+        return self.consumed, waiting
+
     def facts(self, int most):
         cdef Cursor record
         cdef list facts = []
-        cdef uint64_t one = 1
+        cdef dict passed = {}
+        cdef uint64_t one = 1, kind
+        cdef int told = 0
+        cdef const uint8_t *begin
         if self.rest.at == self.rest.end:
             mail_take(&self.shared.facts, &self.taken)
             self.rest.at = buffer_start(&self.taken)
             self.rest.end = self.rest.at + self.taken.length
-        while len(facts) < most and cursor_record(&self.rest, &record):
-            facts.append(self._fact(&record))
+        begin = self.rest.at
+        while len(facts) < most and told < PASSED_AT_ONCE and cursor_record(&self.rest, &record):
+            memcpy(&kind, record.at, sizeof(kind))
+            if kind == FACT_PASSED:
+                add_passed(passed, &record)
+                told += 1
+            else:
+                facts.append(self._fact(&record))
+        self.consumed += self.rest.at - begin
+        facts[:0] = [  # before their pod is gone
+            ("passed", pod, alternative, peer.decode(), count, sent, received, bytes(each))
+            for (pod, alternative, peer), (count, sent, received, each) in passed.items()
+        ]
         if self.rest.at != self.rest.end:
             write_(self.shared.facts.bell, &one, sizeof(one))
         else:
@@ -264,17 +329,26 @@ cdef class Pump:
             number, pod = cursor_number(record), cursor_number(record)
             self.meters[number] = cursor_number(record)
             captured = cursor_number(record)
-            return ("captured" if captured else "plaintext"), number, pod, address_of(record), address_of(record)
+            return (
+                "captured" if captured else "plaintext", number, pod, address_of(record), address_of(record),
+                bytes_of(record),
+            )
         if kind == FACT_OFFERED:
             number, pod = cursor_number(record), cursor_number(record)
             self.meters[number] = cursor_number(record)
             return (
-                "offered", number, pod, address_of(record), address_of(record), text_of(record), fields_of(record)
+                "offered", number, pod, address_of(record), address_of(record), text_of(record), fields_of(record),
+                bytes_of(record),
             )
         if kind == FACT_OPENED:
             return "opened", cursor_number(record), text_of(record), address_of(record)
         if kind == FACT_ENDED:
             return self._ended(record)
+        if kind == FACT_BEGUN:
+            number, pod = cursor_number(record), cursor_number(record)
+            self.meters[number] = cursor_number(record)
+            alternative, port = cursor_number(record), cursor_number(record)
+            return "begun", number, pod, alternative, port, text_of(record), cursor_number(record)
         if kind == FACT_TURNED_AWAY:
             return "turned away", cursor_number(record), text_of(record)
         if kind == FACT_LOG:
@@ -356,6 +430,45 @@ cdef class Pump:
             raise
         self._send(self._loop(number))
 
+    def stand(self, uint64_t number, bytes kind, list alternatives):
+        cdef Batch *orders = &self.orders
+        cdef Batch piece
+        cdef int64_t i
+        memset(&piece, 0, sizeof(piece))
+        try:
+            for i in range(self.shared.threads):
+                batch_begin(orders, ORDER_STAND)
+                batch_number(orders, number)
+                put_bytes(orders, kind)
+                batch_number(orders, len(alternatives))
+                for alternative, upto, tunnel, last_hop, ip, port, *rest, headers in alternatives:
+                    batch_number(orders, alternative)
+                    batch_number(orders, upto)
+                    batch_number(orders, tunnel)
+                    batch_number(orders, last_hop)
+                    put_address(&piece if tunnel else orders, ip, port)
+                    for text in rest:
+                        put_bytes(&piece, text)
+                    put_fields(&piece, headers)
+                    batch_bytes(orders, buffer_start(&piece.records), piece.records.length)
+                    buffer_drop(&piece.records, piece.records.length)
+                self._send(self.loops[i])
+        except BaseException:
+            buffer_drop(&orders.records, orders.records.length)
+            raise
+        finally:
+            buffer_free(&piece.records)
+
+    def lapse(self, uint64_t number):
+        cdef int64_t i
+        for i in range(self.shared.threads):
+            batch_begin(&self.orders, ORDER_LAPSE)
+            batch_number(&self.orders, number)
+            batch_number(&self.orders, 0)
+            self._send(self.loops[i])
+        for i in range(self.shared.threads):
+            self._wait(self.loops[i])
+
     def socket(self, int netns, bint six, str bind):
         """A tuned socket in a netns, bound to an address without taking a port now: connect() then chooses one that is
         free towards its destination, one in TIME_WAIT too. (descriptor, socket cookie); OSError."""
@@ -381,14 +494,15 @@ cdef class Pump:
 
     # Pods
 
-    def pod(self, uint64_t number, uint64_t life, str name, str trust_domain, int netns, listeners):
+    def pod(self, uint64_t number, uint64_t life, str name, str trust_domain, int netns, uint64_t cookie, listeners):
         """Takes the descriptors; of a pod that is known, the earlier ones are closed."""
         cdef Batch *orders = &self.orders
         cdef bytes called = name.encode(), trusting = trust_domain.encode()
         cdef Loop *home = self._loop(number)
         cdef int64_t i
         cdef Common *common = common_new(
-            self.shared.threads, number, life, copy_text(called, len(called)), copy_text(trusting, len(trusting)), netns)
+            self.shared.threads, number, life, copy_text(called, len(called)), copy_text(trusting, len(trusting)), netns,
+            cookie)
         for i in range(self.shared.threads):
             batch_begin(orders, ORDER_POD)
             batch_number(orders, <uint64_t>common)

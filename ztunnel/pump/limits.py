@@ -33,10 +33,10 @@ class Limits:
     untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
     untold_captured: int = 128  # of a pod's own: other pods wait for no more of them to be decided
 
-    # Rates, of each thread that serves the pod: one of them, its home, accepts connections and makes handshakes, so
-    # only requests and resets in tunnels may have the rate several times. An honest pod opens 2,000 connections per
-    # second; Python decides about 2,500 on one core. A pod's own connections wait for tokens in the listener's backlog,
-    # those of others are refused.
+    # Rates of connections that Python is asked about or told of one by one, not of those under standing orders; of each
+    # thread that serves the pod: one of them, its home, accepts connections and makes handshakes, so only requests and
+    # resets in tunnels may have the rate several times. Python decides about 2,500 per second on one core. A pod's own
+    # connections wait for tokens in the listener's backlog, those of others are refused.
     captures: Rate = _CAPTURES
     inbound: Rate = _INBOUND  # to a pod: plaintext and requests
     inbound_of_peer: Rate = _INBOUND_OF_PEER  # of them, by one address

@@ -125,6 +125,8 @@ cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcep
     cdef Address local
     cdef socklen_t size = sizeof(Address)
     cdef bint captured = listener_captures(self)
+    cdef bint known
+    cdef Kind kind
     cdef Loop *to
     cdef char why[160]
     if getsockname(fd, &local.any, &size) != 0:
@@ -134,14 +136,19 @@ cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcep
         server_accept(pod, fd, peer, &local)
         return
     if captured:
+        kind_captured(&kind, pod, peer, &local)
+    else:
+        kind_plaintext(&kind, pod, peer, &local)
+    known = standing_find(pod, &kind) != NULL
+    if captured and not known:
         charge(&pod.captures, pod.loop.now)
         untold_add(&pod.untold, loop_takes(pod.loop), pod.loop.shared.limits.untold_captured)
-    if pod_excess(pod, why, sizeof(why)) or not captured and loop_excess(pod, peer, why, sizeof(why)):
+    if pod_excess(pod, why, sizeof(why)) or not captured and not known and loop_excess(pod, peer, why, sizeof(why)):
         count_refused(pod.loop, LIMIT, why)
         close_(fd)  # RST: inherited from the listener
         return
     to = spread_connection(pod)
     if to == pod.loop:
-        connection_accept(pod, fd, captured, peer, &local)
+        connection_accept(pod, fd, captured, peer, &local, &kind)
     else:
-        spread_send(pod, to, fd, captured, peer, &local)
+        spread_send(pod, to, fd, captured, peer, &local, &kind)

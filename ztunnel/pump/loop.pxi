@@ -9,6 +9,7 @@ cdef enum:
     PLAIN = 144 << 10        # the same decrypted, and a record's room
     CHUNK = 64 << 10         # read from an application's socket at once
     LOG_LINES = 10           # per reason and second
+    CALM_FACTS = 256 << 10   # bytes
 
 
 cdef struct Limits:
@@ -42,7 +43,7 @@ cdef struct Limits:
     int64_t buffered_per_pod
     int64_t buffered
     size_t stream_buffer
-    double seconds[14]       # per Span
+    double seconds[16]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -61,6 +62,7 @@ cdef struct Shared:
     int64_t threads
     bint accelerated         # sockets of applications may be in a sockhash
     Loop **loops             # all `threads` of them
+    Maps maps
     Mail facts
 
 
@@ -89,17 +91,19 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[14]
+    Timers timers[16]
     Turns sparse             # pods that have something to do: those that had nothing before
     Turns busy               # and those that always have
     Corpse *dead
     Batch facts
     bint urgent              # somebody waits for what one of them will be answered with
+    size_t calm              # bytes of them that nobody waits for at all
     Timer report
     Buffer taken             # orders being carried out
     Batch posts              # an order to another thread, being written
     Load load
     uint64_t serial          # of the last connection
+    Lots lots
     Connections connections
     Pod *pods
     Groups groups
@@ -298,16 +302,21 @@ cdef void loop_post(Loop *self, Loop *to) noexcept nogil:
 cdef void loop_report_now(void *of) noexcept nogil:
     cdef Loop *self = <Loop *>of
     self.urgent = False
+    self.calm = 0
     timer_stop(&self.report)
     mail_send(&self.shared.facts, &self.facts)
 
 
 cdef void loop_report(Loop *self) noexcept nogil:
-    """At once if an order is awaited; what is only to be known comes a little later, many together."""
-    if self.urgent:
+    """At once if an order is awaited; what is only to be known comes a little later, many together, and what is only to
+    be counted later still."""
+    if self.urgent or self.calm > CALM_FACTS:
         loop_report_now(self)
-    elif self.facts.records.length and self.report.list == NULL:
-        timer_start(self, &self.report, REPORT, loop_report_now, self)
+    elif self.facts.records.length > self.calm:
+        if self.report.list != &self.timers[<int>REPORT]:
+            timer_start(self, &self.report, REPORT, loop_report_now, self)
+    elif self.calm and self.report.list == NULL:
+        timer_start(self, &self.report, TALLY, loop_report_now, self)
 
 
 cdef void loop_round(Loop *self, epoll_event *events, int count) noexcept nogil:
@@ -376,7 +385,7 @@ cdef Loop *loop_new(Shared *shared, int64_t index, int orders_bell) except NULL:
     if self.epoll < 0:
         raise OSError(errno, "no epoll for the pump")
     self.home = netns_home(&self.home_inode)
-    if allowances_new(&self.allowances) != 0 or self.home < 0 or loop_watch(self, orders_bell, EPOLLIN, loop_orders, self) < 0:
+    if (allowances_new(&self.allowances) != 0 or lots_new(&self.lots) != 0 or self.home < 0 or loop_watch(self, orders_bell, EPOLLIN, loop_orders, self) < 0):
         raise OSError(errno, "the pump's thread cannot be prepared")
     return self
 

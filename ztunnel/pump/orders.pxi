@@ -9,6 +9,8 @@ cdef enum Order:
     ORDER_CREDENTIALS        # pod, Contexts
     ORDER_UNLISTEN           # pod
     ORDER_DROP               # pod, reason
+    ORDER_STAND              # pod, kind, alternatives
+    ORDER_LAPSE              # pod, 0: all; alternative, 0: all
     ORDER_RETIRE             # pod: open connections go on, tunnels are given no new ones
     ORDER_PAUSE              # of all pods' listeners
     ORDER_CENSUS             # Census
@@ -50,6 +52,8 @@ cdef void carry_out(Loop *loop, Cursor *record) noexcept nogil:
         spread_adopt(loop, record)
     elif kind == ORDER_FORGET:
         peer_closed(loop, <Peer *>cursor_number(record))
+    elif kind == ORDER_LAPSE:
+        order_lapse(loop, record)
     else:
         order_of_pod(loop, kind, pod_find(loop, cursor_number(record)), record)
 
@@ -100,6 +104,8 @@ cdef void order_pod(Loop *loop, Cursor *record) noexcept nogil:
         pod = pod_new(loop, common.number)
     pod_close_listeners(pod)
     pod_live(pod, common)
+    passages_tell(loop, pod)
+    standing_lapse(pod, 0)
     for door in range(DOORS):
         pod.listeners[door].fd = <int>cursor_number(record)
 
@@ -117,6 +123,8 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
         groups_of(pod, False, OK, b"")
     elif pod == NULL:
         return
+    elif kind == ORDER_STAND:
+        standing_put(pod, standing_read(record))
     elif kind == ORDER_START:
         for door in range(DOORS):
             listener_start(&pod.listeners[door])
@@ -128,6 +136,19 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
         pod_drop(pod, <int>cursor_number(record), b"")
     elif kind == ORDER_RETIRE:
         groups_of(pod, False, OK, b"")
+
+
+cdef void order_lapse(Loop *loop, Cursor *record) noexcept nogil:
+    """Who lives under what lapses is told of."""
+    cdef uint64_t number = cursor_number(record)
+    cdef uint64_t alternative = cursor_number(record)
+    cdef Pod *pod = loop.pods
+    while pod != NULL:
+        if number == 0 or number == pod.number:
+            standing_lapse(pod, alternative)
+        pod = pod.chained
+    if alternative == 0:
+        passages_tell(loop, pod_find(loop, number) if number else NULL)
 
 
 cdef void order_pause(Loop *loop) noexcept nogil:

@@ -16,6 +16,7 @@ cdef struct Common:
     char *name
     char *trust_domain
     int netns                # owned
+    uint64_t cookie          # of the namespace
     int64_t threads
     Share *shares            # of the threads, by index
 
@@ -46,6 +47,7 @@ cdef struct Pod:
     Untold untold            # of them
     core.Bucket inbound      # new connections to it
     core.Bucket strangers    # handshakes with it of peers that are not known
+    Standing **standing      # owned, as are those in it; NULL: none yet
     bint gone
     Corpse corpse
 
@@ -58,13 +60,13 @@ cdef Pod *pod_find(Loop *loop, uint64_t number) noexcept nogil:
 
 
 cdef Common *common_new(
-    int64_t threads, uint64_t number, uint64_t life, char *name, char *trust_domain, int netns
+    int64_t threads, uint64_t number, uint64_t life, char *name, char *trust_domain, int netns, uint64_t cookie
 ) noexcept nogil:
     """For so many holders. Takes what it is given."""
     cdef Common *self = <Common *>make(sizeof(Common))
     self.holders = self.threads = threads
     self.number, self.life = number, life
-    self.name, self.trust_domain, self.netns = name, trust_domain, netns
+    self.name, self.trust_domain, self.netns, self.cookie = name, trust_domain, netns, cookie
     self.shares = <Share *>make(threads * sizeof(Share))
     return self
 
@@ -128,6 +130,8 @@ cdef void pod_live(Pod *self, Common *common) noexcept nogil:
 cdef void pod_dispose(void *of) noexcept nogil:
     cdef Pod *self = <Pod *>of
     contexts_release(self.contexts)
+    standing_lapse(self, 0)
+    free(self.standing)
     free(self)
 
 

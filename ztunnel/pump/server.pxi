@@ -239,12 +239,21 @@ cdef void server_offered(
     Tunnel *tunnel, Stream *stream, const uint8_t *fields, size_t length, uint32_t count
 ) noexcept nogil:
     cdef Connection *connection
+    cdef Standing *standing
+    cdef Request request
     cdef char why[160]
-    if pod_excess(tunnel.pod, why, sizeof(why)) or loop_excess(tunnel.pod, &tunnel.address, why, sizeof(why)):
+    kind_offered(&request, tunnel, fields, count)
+    standing = standing_find(tunnel.pod, &request.kind) if not loop_unheard(tunnel.loop) else NULL
+    if pod_excess(tunnel.pod, why, sizeof(why)) or (
+        standing == NULL and loop_excess(tunnel.pod, &tunnel.address, why, sizeof(why))
+    ):
         count_refused(tunnel.loop, LIMIT, why)
         stream_refuse(stream, tunnel.loop.shared.status[<int>LIMIT])
         return
     connection = connection_new(tunnel.pod)
     connection.down.stream = stream
     stream.connection = connection
-    fact_offered(connection, tunnel, fields, length, count)
+    if standing != NULL:
+        passage_begin(connection, standing, False, &request.client, request.trace)
+    else:
+        fact_offered(connection, tunnel, fields, length, count, &request.kind)

@@ -87,7 +87,7 @@ cdef inline void transit_count(Shared *shared, Share *share, long change) noexce
 
 
 cdef void spread_send(
-    Pod *pod, Loop *to, int fd, bint captured, const Address *peer, const Address *local
+    Pod *pod, Loop *to, int fd, bint captured, const Address *peer, const Address *local, const Kind *kind
 ) noexcept nogil:
     cdef Batch *posts = &pod.loop.posts
     transit_count(pod.loop.shared, &pod.common.shares[to.index], 1)
@@ -97,6 +97,7 @@ cdef void spread_send(
     batch_number(posts, captured)
     batch_put(posts, peer, sizeof(Address))
     batch_put(posts, local, sizeof(Address))
+    batch_bytes(posts, kind.data, kind.length)
     loop_post(pod.loop, to)
 
 
@@ -105,13 +106,17 @@ cdef void spread_serve(Loop *loop, Cursor *record) noexcept nogil:
     cdef int fd = <int>cursor_number(record)
     cdef bint captured = cursor_number(record)
     cdef Address peer, local
+    cdef Kind kind
+    cdef const char *data
     read_address(record, &peer)
     read_address(record, &local)
+    data = cursor_bytes(record, &kind.length)
+    memcpy(kind.data, data, kind.length)
     transit_count(loop.shared, pod.share if pod != NULL else NULL, -1)
     if pod == NULL:
         close_(fd)  # it is gone: RST
     else:
-        connection_accept(pod, fd, captured, &peer, &local)
+        connection_accept(pod, fd, captured, &peer, &local, &kind)
 
 
 cdef void spread_hand_over(Tunnel *tunnel) noexcept nogil:

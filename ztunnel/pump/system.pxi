@@ -89,6 +89,10 @@ cdef extern from "unistd.h" nogil:
     int close_ "close"(int)
     ssize_t read_ "read"(int, void *, size_t)
     ssize_t write_ "write"(int, const void *, size_t)
+    long syscall_ "syscall"(long, ...)
+
+cdef extern from "sys/syscall.h" nogil:
+    long SYS_bpf
 
 cdef extern from "sched.h" nogil:
     int CLONE_NEWNET

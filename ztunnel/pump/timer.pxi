@@ -18,6 +18,8 @@ cdef enum Span:
     LOOK          # at a socket's second queue
     ANSWER        # to a CONNECT that came with bytes, without any in return
     PATIENCE      # with a decision, until the socket that waits for it is watched
+    TELL          # of a connection under a standing order that lives on
+    TALLY         # of those that are over
     SPANS
 
 

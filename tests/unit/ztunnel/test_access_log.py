@@ -7,13 +7,17 @@ import io
 import os
 import re
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.small_agent import START, SmallAgent, inbound, outbound
 from ztunnel.access_log import AccessLog, Level, line
+from ztunnel.connections import Connection
+from ztunnel.orders import Trip
 
 
 def test_a_complete_connection_as_its_source_reports_it() -> None:
@@ -47,6 +51,28 @@ def test_an_error_names_reason_detail_and_hint_on_one_line() -> None:
     assert said.count("\n") == 1
     assert "\u2028" not in said
     assert 'error="CONNECT_FAILED: refused\\nby \\"peer\\"\\u2028 (maybe a NetworkPolicy' in said
+
+
+@pytest.mark.parametrize("common", [outbound(), inbound(), outbound(hbone=None, service=None)])
+@pytest.mark.parametrize("level", [Level.DEBUG, Level.INFO, Level.WARN])
+def test_those_that_are_told_together_have_a_line_each_like_any_other(common: Connection, level: Level) -> None:
+    trips = [
+        Trip(SocketAddress("10.10.0.2", 40000 + n), n, 2 * n, 1_000_000_000, 1_000_000_000 + 1_500_000 * n)
+        for n in range(3)
+    ]
+    out = io.StringIO()
+    log = AccessLog(out, level=level, now=lambda: START)
+    log.passed(common, trips)
+    log.close()
+    expected = []
+    for trip in trips:
+        own = replace(common, client=trip.client, sent=trip.sent, received=trip.received)
+        if level is Level.DEBUG:
+            expected.append(line(START, Level.DEBUG, "connection opened", own))
+        if level <= Level.INFO:
+            seconds = (trip.closed_ns - trip.opened_ns) / 1e9
+            expected.append(line(START, Level.INFO, "connection complete", own, seconds))
+    assert out.getvalue() == "".join(expected)
 
 
 def written(level: Level) -> list[tuple[str, str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -21,14 +22,31 @@ from mesh.model import (
     Rule,
     Service,
     SocketAddress,
+    TunnelProtocol,
     Workload,
 )
 from mesh.reason import Reason
 from mesh.snapshot import Delta, Snapshot
-from ztunnel import decider
-from ztunnel.connections import Connections
+from ztunnel import connections, decider
+from ztunnel.connections import Connection, Connections, Tally
 from ztunnel.decider import Decider
-from ztunnel.orders import Captured, Close, Ended, Offered, Opened, Order, Plaintext, Refuse, RelayPlain
+from ztunnel.orders import (
+    Begun,
+    Captured,
+    Close,
+    Ended,
+    Fact,
+    Offered,
+    Opened,
+    Order,
+    Passed,
+    Plaintext,
+    Refuse,
+    RelayPlain,
+    RelayTunnel,
+    Standing,
+    Trip,
+)
 
 OWN = Workload(uid="u/own", name="own", namespace="shop", instance="p", addresses=("10.0.0.2",))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,9 +62,26 @@ class Desk:
     given: asyncio.Event = field(default_factory=asyncio.Event)
     fault: Exception | None = None
     deaf: list[str] = field(default_factory=list)
+    standing: list[Standing] = field(default_factory=list)  # in force; the engine's part of it
+    told: list[Fact] = field(default_factory=list)  # by the engine when they lapse
+    each: bool = True
+
+    def stands(self, id_: int) -> bool:
+        return not self.standing
+
+    def stand(self, standing: Standing) -> None:
+        self.standing.append(standing)
+
+    def lapse(self) -> None:
+        self.standing.clear()
+        told, self.told = self.told, []
+        self.decider.facts(told)
 
     def __post_init__(self) -> None:
         self.connections = Connections(dict, lambda: NOW)
+        self.heard: list[tuple[object, ...]] = []
+        self.tunnelled: list[Connection] = []
+        self.connections.subscribe(self)
         self.decider = Decider(
             snapshot=lambda: self.snapshot,
             workload=self._workload,
@@ -56,6 +91,10 @@ class Desk:
             rng=random.Random(1),
             now=self._now,
             drawable=lambda service: [SocketAddress("10.0.0.9", service.port)],
+            stands=self,
+            each=lambda: self.each,
+            monotonic_ns=lambda: 5_000_000_000,
+            tunnelled=self.tunnelled.append,
         )
 
     def _workload(self, snapshot: Snapshot, pod: str) -> Workload | None:
@@ -69,6 +108,21 @@ class Desk:
         if self.fault is not None:
             raise self.fault
         return NOW
+
+    def opened(self, connection: Connection) -> None:
+        self.heard.append(("opened", connection.id))
+
+    def closed(self, connection: Connection, seconds: float) -> None:
+        self.heard.append(("closed", connection.id, seconds))
+
+    def refused(self, connection: Connection, seconds: float) -> None:
+        self.heard.append(("refused", connection.id))
+
+    def passed(self, common: Connection, each: Sequence[connections.Passed]) -> None:
+        self.heard.append(("passed", common.upstream, list(each)))
+
+    def tallied(self, common: Connection, tally: Tally) -> None:
+        self.heard.append(("tallied", common.upstream, tally))
 
     def swap(self, *resources: Resource) -> None:
         self.snapshot = self.snapshot.apply(Delta(upserts=resources))
@@ -145,18 +199,20 @@ async def test_a_fault_of_ours_refuses_one_connection() -> None:
     assert isinstance(desk.orders[1], RelayPlain)
 
 
+DENY = Policy(
+    name="deny",
+    namespace="shop",
+    scope=PolicyScope.NAMESPACE,
+    action=PolicyAction.DENY,
+    rules=(Rule((Clause((Match(destination_ports=(8080,)),)),)),),
+)
+
+
 async def test_a_swap_closes_what_it_forbids() -> None:
     desk = Desk()
     desk.swap(OWN)
     desk.decider.facts([plaintext(1), captured(2)])
-    deny = Policy(
-        name="deny",
-        namespace="shop",
-        scope=PolicyScope.NAMESPACE,
-        action=PolicyAction.DENY,
-        rules=(Rule((Clause((Match(destination_ports=(8080,)),)),)),),
-    )
-    desk.swap(deny)
+    desk.swap(DENY)
     assert desk.orders[2:] == [Close(id=1, reason=Reason.REVOKED, detail="denied by shop/deny")]
 
 
@@ -182,3 +238,81 @@ async def test_of_a_draw_that_fell_to_others_those_that_the_kernel_draws_are_lef
         facts = [Captured(id=n, pod="p", client=A, destination=vip, elsewhere=elsewhere) for n in range(40)]
         desk.decider.facts(facts)
         assert {o.destination.ip for o in desk.orders if isinstance(o, RelayPlain)} == expected
+
+
+def learned(desk: Desk, fact: Captured | Plaintext) -> object:
+    """The name of what stands after this question."""
+    desk.swap(OWN)
+    desk.decider.facts([fact])
+    (order,) = desk.standing
+    assert order.id == fact.id
+    (alternative,) = order.alternatives
+    return alternative.name
+
+
+async def test_with_an_order_comes_one_for_all_like_it_until_the_next_snapshot() -> None:
+    desk = Desk()
+    learned(desk, captured(1))
+    desk.decider.facts([captured(2)])
+    assert len(desk.standing) == 1  # it was of no use
+    desk.swap()
+    assert desk.standing == []
+
+
+async def test_one_that_lives_under_a_standing_order_has_a_record_like_any_other() -> None:
+    desk = Desk()
+    under = learned(desk, plaintext(1))
+    desk.decider.facts([Begun(id=9, pod="p", under=under, port=41000, trace="t", began_ns=3_000_000_000)])
+    first, second = desk.connections.live()
+    assert second == replace(
+        first, id=9, client=SocketAddress(A.ip, 41000), trace="t", opened_at=NOW - timedelta(seconds=2)
+    )
+    desk.decider.facts([Opened(id=9), Ended(id=9, reason=Reason.OK, detail="", sent=3, received=4)])
+    assert desk.heard == [("opened", 9), ("closed", 9, 2.0)]
+    assert (second.sent, second.received) == (3, 4)
+
+
+async def test_one_that_was_begun_under_an_older_policy_is_judged_when_it_is_told_of() -> None:
+    desk = Desk()
+    under = learned(desk, plaintext(1))
+    desk.told = [Begun(id=9, pod="p", under=under, port=41000, trace="", began_ns=1)]
+    desk.orders.clear()
+    desk.swap(DENY)
+    detail = "denied by shop/deny"
+    assert sorted(desk.orders, key=lambda order: order.id) == [
+        Close(id=1, reason=Reason.REVOKED, detail=detail),
+        Close(id=9, reason=Reason.REVOKED, detail=detail),
+    ]
+    desk.decider.facts([Begun(id=10, pod="p", under=under, port=41001, trace="", began_ns=1)])
+    assert desk.orders[-1] == Close(id=10, reason=Reason.REVOKED, detail=detail)
+
+
+@pytest.mark.parametrize("each", [True, False])
+async def test_those_that_are_over_are_told_one_by_one_or_together(each: bool) -> None:
+    desk = Desk(each=each)
+    under = learned(desk, captured(1))
+    trip = Trip(SocketAddress(A.ip, 41000), 1, 2, 3, 4)
+
+    def trips(ip: str) -> list[Trip]:
+        assert each and ip == A.ip
+        return [trip, trip]
+
+    desk.decider.facts([Passed(under=under, peer=None, connections=2, sent=2, received=4, each=trips)])
+    upstream = SocketAddress("192.0.2.1", 443)
+    together = ("tallied", upstream, Tally(connections=2, sent=2, received=4))
+    assert desk.heard == [("passed", upstream, [trip, trip]) if each else together]
+    assert [c.id for c in desk.connections.live()] == [1]
+
+
+async def test_those_that_went_through_a_tunnel_are_followed_up() -> None:
+    desk = Desk()
+    other = replace(
+        OWN, uid="u/o", name="o", instance="o", addresses=("192.0.2.1",), tunnel_protocol=TunnelProtocol.HBONE
+    )
+    desk.swap(other)
+    under = learned(desk, captured(1))
+    assert isinstance(desk.orders[-1], RelayTunnel)
+    assert len(desk.tunnelled) == 1
+    peer = SpiffeId("cluster.local", "shop", "default")
+    desk.decider.facts([Passed(under=under, peer=peer, connections=1, sent=0, received=0, each=lambda ip: [])])
+    assert [c.destination_identity for c in desk.tunnelled] == [None, peer]

@@ -22,9 +22,10 @@ from ztunnel.orders import (
     Plaintext,
     RelayPlain,
     RelayTunnel,
+    Standing,
     TunnelKey,
 )
-from ztunnel.pump import Limits, PumpEngine
+from ztunnel.pump import Limits, Maps, PumpEngine
 from ztunnel.pump.census import Tunnel
 
 DEADLINE = 20.0  # seconds; nothing here takes that long
@@ -89,13 +90,15 @@ class Node:
         listeners: Listeners | None = None,
         memory: Memory | None = None,
         threads: int = 1,
+        maps: Maps | None = None,
     ) -> None:
         self.pod, self._netns, self._addresses = pod, netns, addresses
         self.memory = memory or Memory()
         self.facts: list[Fact] = []
         self.decide: Callable[[Captured | Plaintext | Offered], Order | None] = lambda fact: None
+        self.stands: Callable[[Captured | Plaintext | Offered], Standing | None] = lambda fact: None
         self._news = asyncio.Event()
-        self.engine = PumpEngine(self.memory, self._report, limits=limits, threads=threads)
+        self.engine = PumpEngine(self.memory, self._report, limits=limits, threads=threads, maps=maps)
         self.enrol(trust_domain, start=start, given=listeners)
 
     def _add(self, pod: str, trust_domain: str, given: Listeners | None) -> Listeners:
@@ -127,6 +130,9 @@ class Node:
                 order = self.decide(fact)
                 if order is not None:
                     self.engine.order(order)
+                standing = self.stands(fact)
+                if standing is not None:
+                    self.engine.stand(standing)
         self._news.set()
 
     async def until(self, true: Callable[[], object]) -> None:
@@ -164,11 +170,12 @@ class Pair:
         family: int,
         authority: Authority | ControllerAuthority,
         threads: int,
+        maps: Maps | None,
     ) -> None:
         self.authority = authority
         self.family = family
-        self.client = Node("client-pod", limits=client_limits, threads=threads)
-        self.server = Node("server-pod", limits=server_limits, threads=threads)
+        self.client = Node("client-pod", limits=client_limits, threads=threads, maps=maps)
+        self.server = Node("server-pod", limits=server_limits, threads=threads, maps=maps)
         self.client.engine.set_credentials("client-pod", authority.issue(CLIENT))
         self.server.engine.set_credentials("server-pod", authority.issue(SERVER))
         self.loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
@@ -214,8 +221,10 @@ async def pair(
     family: int = socket.AF_INET,
     authority: Authority | ControllerAuthority | None = None,
     threads: int = 1,
+    maps: Maps | None = None,
 ) -> AsyncIterator[Pair]:
-    made = Pair(client_limits, server_limits, family, authority or Authority.new(), threads)
+    """`maps`: of both nodes."""
+    made = Pair(client_limits, server_limits, family, authority or Authority.new(), threads, maps)
     try:
         yield made
     finally:
