@@ -11,7 +11,8 @@ import pytest
 from bpf import Kernel, Mode, Target
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
 
-CHUNK = 64 * 1024
+CHUNK = 16 * 1024  # any socket takes as much while nobody reads
+STREAM = 4 * 64 * 1024  # four times what it takes to be one
 DEADLINE_S = 60.0
 
 
@@ -56,8 +57,8 @@ def drain(sockets: Any, number: int, size: int) -> int:
     return read(sockets.sockets[number], size)
 
 
-def stream(source: Worker, number: int, sink: Worker, other: int, chunks: int = 8) -> None:
-    for _ in range(chunks):
+def stream(source: Worker, number: int, sink: Worker, other: int) -> None:
+    for _ in range(STREAM // CHUNK):
         source.send(number, bytes(CHUNK))
         assert sink.call(drain, other, CHUNK) == CHUNK
 
@@ -107,7 +108,7 @@ def test_the_end_that_sends_a_stream(
 
 def test_many_small_messages_are_no_stream(server_pod: Pod, app: Worker, server: Worker) -> None:
     pair = Pair(app, server, server_pod.ip4, "bbr")
-    for _ in range(2 * CHUNK // 256):
+    for _ in range(STREAM // 256):
         app.send(pair.client, bytes(256))
         assert server.call(drain, pair.accepted, 256) == 256
     assert pair.chosen == ("bbr", "bbr")
@@ -124,7 +125,7 @@ def test_what_is_captured_goes_over_loopback(
     agent, _ = listeners.accept("outbound6" if ":" in ip else "outbound4")
     assert app.call(chosen, client) == before
     with agent:
-        for _ in range(8):
+        for _ in range(STREAM // CHUNK):
             app.send(client, bytes(CHUNK))
             assert read(agent, CHUNK) == CHUNK
     assert becomes(app, client, after)
