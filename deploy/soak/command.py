@@ -116,7 +116,7 @@ def _run(lab: Lab, made: Wave, found: Findings, agent: Sequence[str]) -> None:
     clients = Clients(lab, made)
     try:
         clients.start()
-        _disturb(lab, made.disturbance, agent)
+        _disturb(lab, made, clients, agent)
         clients.release()
         clients.join(_WAVE_S)
     finally:
@@ -136,22 +136,24 @@ def _run(lab: Lab, made: Wave, found: Findings, agent: Sequence[str]) -> None:
 
 
 class Clients:
-    """The client process of a wave; `last` is what it told last of each connection that is over."""
+    """The client process of a wave; `last` is what it told last of each connection that is over, `flowing` are those
+    whose first bytes have come."""
 
     def __init__(self, lab: Lab, made: Wave) -> None:
         self.last: dict[int, Line] = {}
+        self.flowing: set[int] = set()
         specs = [spec | {"port": _PORT} for spec in made.specs.values()]
         self._count = len(specs)
         self._process: subprocess.Popen[str] = lab.popen(
             "client", _python("talk", json.dumps(specs)), namespace="soak", pipe_input=True
         )
-        self._flowing = threading.Event()
+        self._begun = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def start(self) -> None:
         """Returns when bytes flow."""
         self._reader.start()
-        self._flowing.wait(_DEADLINE_S)
+        self._begun.wait(_DEADLINE_S)
 
     def release(self) -> None:
         """Those that hold back begin to read."""
@@ -173,21 +175,26 @@ class Clients:
         assert self._process.stdout is not None
         for text in self._process.stdout:
             line = json.loads(text)
-            self._flowing.set()
-            if line["event"] != "flowing":
+            self._begun.set()
+            if line["event"] == "flowing":
+                self.flowing.add(line["seed"])
+            else:
                 self.last[line["seed"]] = line
             if len(self.last) == self._count:
                 return
 
 
-def _disturb(lab: Lab, kind: Disturbance, agent: Sequence[str]) -> None:
+def _disturb(lab: Lab, made: Wave, clients: Clients, agent: Sequence[str]) -> None:
+    kind = made.disturbance
     if kind is Disturbance.POLICIES:
         for _ in range(5):
             lab.apply({"policy.yaml": _deny("nobody")})
             lab.delete([_POLICY])
     elif kind is Disturbance.REVOKED:
+        # By what the clients say: the agent hears of direct connections twice a second, and lists none before.
+        _until("endless connections to flow", lambda: made.endless <= clients.flowing | clients.last.keys())
         lab.apply({"policy.yaml": _deny("client")})
-        _until("direct connections to be ended", lambda: not _listed(lab, "DIRECT"))
+        _until("direct connections to be ended", lambda: made.endless <= clients.last.keys())
         lab.delete([_POLICY])
     elif kind is Disturbance.KILLED:
         lab.kill_agent("n1")

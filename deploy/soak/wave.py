@@ -38,6 +38,11 @@ class Wave:
     specs: Mapping[int, Spec]
     paths: Mapping[int, str]
 
+    @property
+    def endless(self) -> set[int]:
+        """Those that end when they lose their permission, and not before."""
+        return {seed for seed, spec in self.specs.items() if spec["up"] == peer.ENDLESS}
+
     def fault(self, line: Line | None, seed: int) -> str:
         """What is wrong with what a client told last of a connection; empty: nothing."""
         spec, path = self.specs[seed], self.paths[seed]

@@ -74,3 +74,9 @@ def test_every_kind_of_connection_comes_up() -> None:
     for what in ("pause", "hold", "reset"):
         assert 0 < sum(what in spec for spec in specs) < 100
     assert {spec["mode"] for spec in specs} == {"X", "F"}
+
+
+def test_the_endless_ones_are_direct_and_only_where_permission_is_taken_away() -> None:
+    for kind in Disturbance:
+        made = wave(kind, random.Random(1), itertools.count(1), ["10.0.0.1"], ["10.0.0.2"], each=20)
+        assert {made.paths[seed] for seed in made.endless} == ({DIRECT} if kind is REVOKED else set())
