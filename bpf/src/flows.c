@@ -106,13 +106,9 @@ static __always_inline void flow_progressed(struct bpf_sock_ops *s, struct bpf_s
   }
   struct direct *flow = directs.lookup(&key);
   if (!flow) return;
-  if (asked) {
-    flow->sent = acked ? acked - 1 : 0;                    /* the SYN counts as one */
-    flow->received = received;
-  } else {
-    flow->received = acked;
-    flow->sent = received;
-  }
+  u64 sent = asked ? acked - !!acked : received, got = asked ? received : acked; /* the SYN counts as one */
+  if (sent > flow->sent) flow->sent = sent;                /* a meter may have known of more */
+  if (got > flow->received) flow->received = got;
   if (is_metered(s)) {
     if (acked >= STREAM && flow->client && flow->server) leave_bytes(s);
   } else if (s->data_segs_out > 1 && wants_meters(flow) && measure(s, sk, &key)) {
