@@ -42,7 +42,9 @@ def empty(kernel: Kernel) -> None:
         time.sleep(0.01)
 
 
-def until(condition: Any, seconds: float = 10) -> None:
+def until(condition: Any, seconds: float = 90) -> None:
+    """More than a minute: if the last acknowledgement finds close() still at work, the kernel keeps the socket until
+    tcp_fin_timeout has passed, where it mostly keeps no more than a TIME_WAIT."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -69,7 +71,7 @@ def test_a_killed_agent_leaves_the_pod_closed_and_a_new_one_adopts_it(
         for where in (port, 15008, 9):
             with pytest.raises(ConnectionRefusedError):
                 dialler.dial(ip, where)
-    assert time.monotonic() - started < 5, "refused, not timed out"
+    assert time.monotonic() - started < 30, "refused, not timed out"
     assert app.names(app.dial(pod.ip4, port))[1] == (pod.ip4, port), "the pod still talks to itself"
     app.accept(server)
     with pytest.raises(ConnectionResetError):

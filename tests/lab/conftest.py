@@ -84,9 +84,9 @@ def bookinfo() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def until() -> Callable[..., None]:
-    """`until(what)` waits until `what()` is true; a test whose wait is over (60 s, or `seconds`) fails."""
+    """`until(what)` waits until `what()` is true; a test whose wait is over (90 s, or `seconds`) fails."""
 
-    def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
+    def wait(what: Callable[[], object], seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < end, f"it did not happen within {seconds:g} s"

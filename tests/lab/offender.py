@@ -252,7 +252,7 @@ class Agent:
         """Meanwhile, or soon after."""
         length = len(self.log)
         yield
-        until(lambda: text in self.log[length:], 15)
+        until(lambda: text in self.log[length:])
 
     @contextmanager
     def refuses(self, reason: str, *, says: str = "", times: int = 1) -> Iterator[None]:
@@ -260,7 +260,7 @@ class Agent:
         before = self.refused().get(reason, 0)
         with self.logs(says):
             yield
-        until(lambda: self.refused().get(reason, 0) >= before + times, 15)
+        until(lambda: self.refused().get(reason, 0) >= before + times)
 
 
 @contextmanager
@@ -290,7 +290,7 @@ def undisturbed(bystander: Talk, agent: Agent, *, memory: int = 50 << 20) -> Ite
         over.set()
         thread.join(30)
     assert not wrong and not thread.is_alive(), wrong
-    assert max(waits) < 3, f"the bystander waited {max(waits):.1f} s"
-    until(lambda: agent.idle, 15)
+    assert max(waits) < 10, f"the bystander waited {max(waits):.1f} s"
+    until(lambda: agent.idle)
     grown = agent.memory - before
     assert grown < memory, f"the agent has grown by {grown >> 20} MiB"

@@ -52,7 +52,7 @@ except Exception as error:
 SERVICE = "server.mesh"
 
 
-def until(what: Callable[[], object], seconds: float = 60.0) -> None:
+def until(what: Callable[[], object], seconds: float = 90.0) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not what():

@@ -157,7 +157,7 @@ def test_a_permission_that_is_lost_ends_what_is_open_in_an_error_at_both_ends(la
         began = time.monotonic()
         with applied(lab, policy("DENY", "client"), POLICY):
             assert doomed.heard().startswith("end Connection")
-            assert time.monotonic() - began < 5, "far too late"
+            assert time.monotonic() - began < 30, "far too late"
             until(lambda: f"ended {port} Connection" in lab.logs("server", namespace="mesh").read_text())
             assert protocol(lab, "client") == ""
             assert other.says("allowed") == "got allowed"

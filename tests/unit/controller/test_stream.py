@@ -313,12 +313,11 @@ async def test_a_slow_node_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_pace_delays_who_is_too_fast() -> None:
-    pace = Pace(rate=100.0, burst=5.0)
+    pace = Pace(rate=2.0, burst=5.0)
     loop = asyncio.get_running_loop()
     began = loop.time()
     for _ in range(5):
         await pace.one()
-    assert loop.time() - began < 0.04
-    for _ in range(10):
-        await pace.one()
-    assert loop.time() - began > 0.05
+    assert loop.time() - began < 1.5, "that many need not wait for two tokens per second"
+    await pace.one()
+    assert loop.time() - began > 0.4

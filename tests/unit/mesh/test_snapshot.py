@@ -207,11 +207,13 @@ def test_ten_thousand_workloads_stay_cheap() -> None:
     start = time.perf_counter()
     snapshot = holding(s, *many)
     load = time.perf_counter() - start
-    start = time.perf_counter()
+    changes = []
     for i in range(20):
+        start = time.perf_counter()
         snapshot = snapshot.apply(Delta(upserts=(replace(many[i], capacity=2),)))
-    change = (time.perf_counter() - start) / 20
-    assert change < 0.02, f"one change took {change * 1e3:.1f} ms (the first load {load * 1e3:.0f} ms)"
+        changes.append(time.perf_counter() - start)
+    # What else the machine does makes some of them long, never short.
+    assert min(changes) < load / 50, f"a change took {min(changes) * 1e3:.1f} ms, the first load {load * 1e3:.0f} ms"
     assert len(list(snapshot.endpoints(s))) == 5_000
 
 
