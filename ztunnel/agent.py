@@ -100,8 +100,7 @@ class Agent:
         self.started_at = _now()
         self._rng = random.SystemRandom()
         self._ending, self._stopping = asyncio.Event(), asyncio.Event()
-        self._listed = False
-        self._inherited = inherited
+        self._listed, self._inherited = False, inherited
         self._begun = begun  # called when the next agent finds this one
         self._adopted: frozenset[str] = frozenset()  # in the kernel when this agent began
         self._tasks: asyncio.TaskGroup | None = None
@@ -274,6 +273,7 @@ class Agent:
 
     def _blind(self) -> None:
         """Nobody can tell what is permitted any more."""
+        self.engine.lapse()  # and counts all that live
         for id_ in self.engine.counts():
             self.engine.order(Close(id=id_, reason=Reason.REVOKED, detail="the agent cannot learn what is permitted"))
 
