@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
@@ -84,10 +85,15 @@ def _ready_to_serve(config: Config) -> int:
     return config.acceleration & ~ACCELERATE_PROMOTED
 
 
+def _limits(config: Config) -> Limits:
+    limits = Limits.with_descriptors(open_files_limit())
+    return limits if config.stay_awake == "on" else replace(limits, awake=0.0)
+
+
 async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
     engine = partial(
         PumpEngine,
-        limits=Limits.with_descriptors(open_files_limit()),
+        limits=_limits(config),
         threads=config.threads,
         accelerated=bool(config.acceleration & ~ACCELERATE_PODS),
         maps=Maps.of(kernel.captured, kernel.announced),

@@ -41,6 +41,7 @@ class Config:
     accelerate: str = "none"
     direct: str = "on"
     direct_acceleration: str = "on"
+    stay_awake: str = "off"
     replaced: str = "exit"
     unload: bool = False
 
@@ -84,6 +85,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         metavar="N",
         help="threads that carry the bytes of tunnels; a busy pod uses several (default: one per core that the agent "
         "may use, at most 4: %(default)s here)",
+    )
+    add(
+        "--stay-awake",
+        default="off",
+        choices=SWITCH,
+        help="let a thread whose next bytes come within microseconds look for them, as long as nobody else wants its "
+        "core, instead of sleeping: quicker answers where cores are to spare (default: %(default)s)",
     )
     add(
         "--accelerate",

@@ -55,6 +55,8 @@ def begin(program: str) -> int:
     )
     fuzz.check_tasks()
     fuzz.check_turns()
+    fuzz.check_vigil()
+    fuzz.check_waiting()
     spoilt = int(os.environ.get("GOSSAMER_FUZZ_SPOILT", "0"))
     return int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
 

@@ -55,3 +55,71 @@ def check_turns():
     assert -0.02 < turn.credit < 0, turn.credit
     turn_leave(&turn)
     free(loop)
+
+
+cdef double AWAKE = 100e-6
+
+
+cdef double until_awake(Vigil *vigil, double now) noexcept nogil:
+    """Short sleeps from now on, a millisecond apart, until it stays awake: when."""
+    while vigil.credit <= 0:
+        now += 1e-3
+        vigil_slept(vigil, SHORT, now)
+    return now
+
+
+cdef int until_asleep(Vigil *vigil, double seconds, bint found, double now) noexcept nogil:
+    """How often it looks before it gives up."""
+    cdef int looks = 0
+    while vigil.credit > 0 and looks < 1000:
+        vigil_looked(vigil, seconds, found, now)
+        looks += 1
+    return looks
+
+
+def check_vigil():
+    """A thread stays awake after short sleeps, while that helps; each try that came to nothing puts the next one off."""
+    cdef Vigil vigil
+    cdef double now = 1000
+    cdef int i
+    memset(&vigil, 0, sizeof(vigil))
+    vigil.most = AWAKE
+    for i in range(100):
+        vigil_slept(&vigil, SHORT if i % SHORT_SLEEPS else 2 * SHORT, now)
+    assert vigil.credit == 0, "not so many in a row"
+    vigil_slept(&vigil, 2 * SHORT, now)
+    assert abs(until_awake(&vigil, now) - now - SHORT_SLEEPS * 1e-3) < 1e-6
+    for i in range(1000):
+        vigil_looked(&vigil, PROMPT if i % 10 else AWAKE, i % 10 != 0, now)
+    assert vigil.credit > 0, "it pays"
+    for i in range(20):
+        assert until_asleep(&vigil, 3 * AWAKE, i % 2, now) == 1, "others have had the processor"
+        assert until_awake(&vigil, now) - now >= min(RETRY * 2**i, RETRY_MOST)
+        now = until_awake(&vigil, now)
+    assert until_asleep(&vigil, AWAKE, False, now) == TRY / VAIN
+    now = until_awake(&vigil, now)
+    for i in range(CREDIT - TRY):
+        vigil_looked(&vigil, PROMPT, True, now)
+    assert until_asleep(&vigil, AWAKE, True, now) == CREDIT, "late"
+    assert abs(vigil.not_before - now - RETRY) < 1e-6, "it had paid"
+    vigil.most = 0
+    for i in range(100):
+        vigil_slept(&vigil, SHORT, now + 1)
+    assert vigil.credit <= 0, "it shall always sleep"
+
+
+def check_waiting():
+    """One that stays awake in vain sleeps then, and both end: by the clock, which a look moves on, and by patience."""
+    cdef Vigil vigil
+    cdef epoll_event events[EVENTS]
+    cdef double now = 0
+    cdef int epoll = seam_mark(epoll_create1(EPOLL_CLOEXEC))
+    memset(&vigil, 0, sizeof(vigil))
+    vigil.most = AWAKE
+    vigil.credit = CREDIT
+    assert vigil_wait(&vigil, epoll, events, 0, &now) == 0 and vigil.credit == CREDIT, "it did not wait"
+    assert vigil_wait(&vigil, epoll, events, 1, &now) == 0
+    assert vigil.credit == CREDIT - VAIN and vigil.awake >= AWAKE and vigil.sleeps == 0
+    vigil.credit = 0
+    assert vigil_wait(&vigil, epoll, events, 1, &now) == 0 and vigil.sleeps == 1
+    close_(epoll)

@@ -30,6 +30,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       listener    accept loops
       pod, connection
       early       what goes with a CONNECT
+      vigil       whether a thread sleeps between two events
       loop        one thread: epoll, turns, what threads share
       facts, orders    what crosses
       face        the class Pump that Python sees

@@ -52,6 +52,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.tunnels_per_key = limits.tunnels_per_key
     self.busy_backlog = limits.busy_backlog
     self.attempts = limits.attempts
+    self.awake = limits.awake
     self.socket_backlog = limits.socket_backlog
     self.stream_window = limits.stream_window
     self.stream_window_max = limits.stream_window_max

@@ -63,6 +63,7 @@ class Limits:
     tunnels_per_key: int = 8  # more are opened only if all have their streams used up, never for being busy
     busy_backlog: int = 512 << 10  # unsent bytes that make a tunnel busy: new streams go to another one
     attempts: int = 3  # of a CONNECT that a peer going away has not looked at
+    awake: float = 100e-6  # that a thread looks for an event before it sleeps, while that pays; 0: it sleeps at once
 
     frame: int = 16 << 10
     turn: int = 64 << 10  # of a stream's DATA before another stream's: it arrives in one piece

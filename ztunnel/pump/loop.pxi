@@ -34,6 +34,7 @@ cdef struct Limits:
     long tunnels_per_key
     size_t busy_backlog
     long attempts
+    double awake
     int socket_backlog
     int32_t stream_window
     int32_t stream_window_max
@@ -102,6 +103,7 @@ cdef struct Loop:
     Buffer taken             # orders being carried out
     Batch posts              # an order to another thread, being written
     Load load
+    Vigil vigil
     uint64_t serial          # of the last connection
     Lots lots
     Connections connections
@@ -351,10 +353,9 @@ cdef void *loop_run(void *of) noexcept nogil:
     cdef int count
     cdef int i
     while not self.stopped:
-        count = epoll_wait(self.epoll, events, EVENTS, loop_patience(self))
+        count = vigil_wait(&self.vigil, self.epoll, events, loop_patience(self), &self.now)
         loop_step(self)
-        self.now = clock_now()
-        load_measure(&self.load, self.now)
+        load_measure(&self.load, self.now, self.vigil.awake)
         if count < 0:
             if errno != EINTR:
                 die(b"epoll_wait failed")
@@ -370,6 +371,7 @@ cdef Loop *loop_new(Shared *shared, int64_t index, int orders_bell) except NULL:
     cdef Loop *self = <Loop *>make(sizeof(Loop))
     cdef int span
     self.shared, self.index = shared, index
+    self.vigil.most = shared.limits.awake
     self.vacant = -1
     self.orders.bell = orders_bell
     self.now = clock_now()

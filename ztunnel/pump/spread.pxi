@@ -24,14 +24,15 @@ cdef struct Load:
     long measured            # atomic; when, in milliseconds
 
 
-cdef inline void load_measure(Load *self, double now) noexcept nogil:
+cdef inline void load_measure(Load *self, double now, double awake) noexcept nogil:
+    """`awake`: seconds so far that it has waited without sleeping: that is no load."""
     cdef timespec clock
     cdef double used
     if now - self.since < LOAD_WINDOW:
         return
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &clock)
-    used = clock.tv_sec + clock.tv_nsec * 1e-9
-    atomic_set(&self.heavy, <long>((used - self.used) / (now - self.since) * 1000), RELAXED)
+    used = clock.tv_sec + clock.tv_nsec * 1e-9 - awake
+    atomic_set(&self.heavy, <long>(max(used - self.used, 0.0) / (now - self.since) * 1000), RELAXED)
     atomic_set(&self.measured, <long>(now * 1000), RELAXED)
     self.since, self.used = now, used
 

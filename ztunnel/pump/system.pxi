@@ -97,6 +97,7 @@ cdef extern from "sys/syscall.h" nogil:
 cdef extern from "sched.h" nogil:
     int CLONE_NEWNET
     int setns(int, int)
+    int sched_yield()
 
 cdef extern from "fcntl.h" nogil:
     int O_RDONLY, O_CLOEXEC
