@@ -12,6 +12,8 @@ cdef enum Door:
 cdef enum:
     BURST = 64               # connections accepted at once
 
+cdef double CROWD = 100e-6   # seconds: who comes so soon after another one does not come alone
+
 
 cdef struct Listener:
     # Part of its pod. `fd` is owned, -1: none.
@@ -19,15 +21,19 @@ cdef struct Listener:
     int fd
     int watch
     int door
+    double accepted          # monotonic; when somebody was
+    int failed               # connections since then that were gone already
     Timer pause
     Task accept
 
 
 cdef void listener_start(Listener *self) noexcept nogil:
+    """Not edge by edge: accept(2) that finds nobody costs as much as one that finds somebody, and those who were not
+    accepted are another event."""
     if self.fd < 0 or self.watch >= 0:
         return
     self.accept.run, self.accept.owner = listener_accept, self
-    self.watch = loop_watch(self.pod.loop, self.fd, EPOLLIN | EPOLLET, listener_ready, self)
+    self.watch = loop_watch(self.pod.loop, self.fd, EPOLLIN, listener_ready, self)
     if self.watch < 0:
         listener_rest(self, errno)
 
@@ -51,15 +57,17 @@ cdef void listener_close(Listener *self) noexcept nogil:
 
 cdef void listener_ready(void *of, uint32_t events) noexcept nogil:
     cdef Listener *self = <Listener *>of
-    if self.pause.list == NULL:
-        turn_task(self.pod.loop, &self.pod.turn, &self.accept)
+    turn_task(self.pod.loop, &self.pod.turn, &self.accept)
 
 
 cdef void listener_resume(void *of) noexcept nogil:
-    cdef Listener *self = <Listener *>of
-    if self.watch < 0:
-        listener_start(self)
-    turn_task(self.pod.loop, &self.pod.turn, &self.accept)
+    listener_start(<Listener *>of)
+
+
+cdef void listener_wait(Listener *self, Span span) noexcept nogil:
+    """Nobody is accepted for a while."""
+    listener_pause(self)
+    timer_start(self.pod.loop, &self.pause, span, listener_resume, self)
 
 
 cdef void listener_rest(Listener *self, int code) noexcept nogil:
@@ -67,7 +75,7 @@ cdef void listener_rest(Listener *self, int code) noexcept nogil:
     snprintf(text, sizeof(text), b"cannot accept: %s; trying again in %g s", error_text(code),
              self.pod.loop.timers[<int>PAUSE].seconds)
     fact_log(self.pod.loop, text)
-    timer_start(self.pod.loop, &self.pause, PAUSE, listener_resume, self)
+    listener_wait(self, PAUSE)
 
 
 cdef inline bint listener_captures(const Listener *self) noexcept nogil:
@@ -88,19 +96,20 @@ cdef void listener_accept(void *of) noexcept nogil:
     cdef Loop *loop = self.pod.loop
     cdef Address peer
     cdef socklen_t size
-    cdef int fd, i, failed = 0
+    cdef int fd, i
     if loop_unheard(loop):
-        timer_start(loop, &self.pause, PAUSE, listener_resume, self)
+        listener_wait(self, PAUSE)
         return
-    for i in range(BURST):
-        if self.fd < 0:
+    for i in range(BURST if loop.now - self.accepted < CROWD else 1):
+        if self.watch < 0:  # it was closed or paused meanwhile
             return
         if listener_must_wait(self):
-            timer_start(loop, &self.pause, REFILL, listener_resume, self)
+            listener_wait(self, REFILL)
             return
         size = sizeof(Address)
         fd = accept4(self.fd, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
+            self.accepted, self.failed = loop.now, 0
             listener_accepted(self, fd, &peer)
         elif errno == EAGAIN:
             return
@@ -112,11 +121,10 @@ cdef void listener_accept(void *of) noexcept nogil:
             fact_deaf(self.pod)
             return
         else:  # the peer was faster (ECONNABORTED and what else accept(2) lists)
-            failed += 1
-    if failed == BURST:
-        listener_rest(self, errno)
-    elif self.watch >= 0:  # nobody has paused or closed it meanwhile
-        turn_task(loop, &self.pod.turn, &self.accept)
+            self.failed += 1
+            if self.failed == BURST:
+                self.failed = 0
+                listener_rest(self, errno)
 
 
 cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcept nogil:
