@@ -389,7 +389,9 @@ cdef void connection_fail(Connection *self, int reason, const char *detail) noex
         self.announced = 0
     end_abort(&self.up)
     if self.owes:
-        answer_now(self)  # it was open
+        answer(self)  # it was open
+    if self.relaying and self.down.stream != NULL and self.meter.received == 0:
+        tunnel_flush(self.down.stream.tunnel)  # a reset would overtake an answer that is not framed yet
     if not self.relaying and self.down.stream != NULL:
         refused = self.down.stream
         self.down.stream = NULL

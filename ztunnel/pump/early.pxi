@@ -54,11 +54,8 @@ cdef bint answered(Connection *self) noexcept nogil:
     if not self.owes:
         return True
     said = self.meter.sent + self.down.stream.inbound.length
-    if end_lost(&self.up):
-        answer_now(self)
-    elif said == 0 or said >= EARLY or self.up.socket == NULL or self.up.socket.readable:
+    if said == 0 or said >= EARLY or self.up.socket == NULL or self.up.socket.readable:
         answer(self)
-    if not self.owes:
         return True
     if self.timer.list == NULL:
         timer_start(self.loop, &self.timer, ANSWER, answer, self)
@@ -74,9 +71,3 @@ cdef void answer(void *of) noexcept nogil:
     headers.end = headers.at + self.headers.length
     stream_respond(self.down.stream, 200, &headers if self.headers.length else NULL, False)
     buffer_free(&self.headers)
-
-
-cdef void answer_now(Connection *self) noexcept nogil:
-    """Before an error: a reset would overtake what is not framed yet."""
-    answer(self)
-    tunnel_flush(self.down.stream.tunnel)
