@@ -21,7 +21,7 @@ from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
 from ztunnel.handover.giver import NotResumed
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
-from ztunnel.premises import hold, open_files_limit, prepare_run_directory
+from ztunnel.premises import forget_earlier_boot, hold, open_files_limit, prepare_run_directory
 from ztunnel.pump import Limits, Maps, PumpEngine
 
 log = logging.getLogger("ztunnel")
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
             return _unload(config)
         acceleration = _ready_to_serve(config)
         beginning = hold(config.run)
+        forget_earlier_boot(config.run)
         inherited = claim(config.run)
         kernel = bpf.Kernel.open(
             config.bpf,

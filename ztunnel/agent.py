@@ -51,7 +51,7 @@ from ztunnel.metrics.traffic import Traffic
 from ztunnel.metrics.trials import Trials
 from ztunnel.older import OlderConnection
 from ztunnel.orders import Close, Credentials, Engine, EngineFactory, Fact, Steering
-from ztunnel.premises import ASIDE, processes
+from ztunnel.premises import ASIDE, SNAPSHOT, processes
 from ztunnel.roster import Pods
 from ztunnel.succession import Kernel as SuccessionKernel
 from ztunnel.succession import Succession
@@ -114,7 +114,7 @@ class Agent:
         uplink = Uplink(address=config.controller, node=config.node, root=config.root, token=config.token)
         self._sync = Sync(
             uplink=uplink,
-            journal=Journal(path=config.run / "snapshot.jsonl"),
+            journal=Journal(path=config.run / SNAPSHOT),
             apply=self._swap,
             joined=lambda: self._certificates.retry(),  # noqa: PLW0108 - they are made below
             rng=self._rng,

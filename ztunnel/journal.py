@@ -6,7 +6,8 @@ reads on in it (`Reader`), so that its connections obey what its successor is to
 mesh.control, the first from nothing; they are written anew as one when that has doubled. No secrets are in it; it is
 readable by the agent alone.
 
-What was written survives the agent, not the machine, whose connections and kernel state do not survive either.
+What was written survives the agent, not the machine, whose connections and kernel state do not survive either: on a
+disk that does, it is dropped (ztunnel.premises).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from ztunnel.admin.listener import is_listening
 
 log = logging.getLogger(__name__)
 
+SNAPSHOT = "snapshot.jsonl"  # see ztunnel.journal
 ASIDE = "draining-"  # and the process id: the admin socket of an agent that was replaced
 _LONGEST = f"{ASIDE}4194304.sock"
 _SOCKET_BYTES = 107  # unix(7): sun_path, less its end
@@ -54,6 +55,23 @@ def prepare_run_directory(path: Path) -> None:
     for left in path.glob(f"{ASIDE}*.sock"):
         if not is_listening(left):
             left.unlink(missing_ok=True)
+
+
+def forget_earlier_boot(run: Path, boot_id: Path = Path("/proc/sys/kernel/random/boot_id")) -> None:
+    """What an agent held before the machine began anew must not decide: it may be days old, and nothing that lives was
+    decided by it. Enrolled pods are closed until the controller answers, as on a new node. Called by who holds the
+    directory; OSError if it cannot be dropped."""
+    boot, known = boot_id.read_text(), run / "boot"
+    snapshot = run / SNAPSHOT
+    if known.exists() and known.read_text() == boot:
+        return
+    if known.exists() and snapshot.exists():
+        snapshot.unlink()  # first: if this agent is killed here, the next one does not take it for this boot's
+        log.info("%s is of before the machine began anew, and was dropped", snapshot)
+    try:
+        known.write_text(boot)
+    except OSError as error:  # a full disk: the next agent begins with nothing, this one works
+        log.warning("%s cannot be written: %s", known, error)
 
 
 def hold(run: Path) -> int:

@@ -221,7 +221,8 @@ def test_an_agent_that_was_replaced_can_be_looked_at_and_leaves_nothing(lab: Lab
         assert long.says("still") == "got still"
     end_of(lab, "n1", old)
     assert not aside.exists()
-    assert {path.name for path in lab.layout.agent_dir("n1").iterdir()} == {"admin.sock", SOCKET, "snapshot.jsonl"}
+    left = {path.name for path in lab.layout.agent_dir("n1").iterdir()}
+    assert left == {"admin.sock", SOCKET, "boot", "snapshot.jsonl"}
 
 
 def test_for_a_supervisor_that_starts_again_what_exits_a_replaced_agent_waits(lab: Lab) -> None:

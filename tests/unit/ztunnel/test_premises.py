@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ztunnel.admin.listener import unix_listener
-from ztunnel.premises import hold, open_files_limit, prepare_run_directory, processes
+from ztunnel.premises import SNAPSHOT, forget_earlier_boot, hold, open_files_limit, prepare_run_directory, processes
 
 
 def test_the_run_directory_is_for_nobody_else_and_free_of_what_killed_agents_left(tmp_path: Path) -> None:
@@ -28,6 +28,25 @@ def test_the_run_directory_is_for_nobody_else_and_free_of_what_killed_agents_lef
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     assert {path.name for path in run.iterdir()} == {"draining-2.sock", "admin.sock"}
     living.close()
+
+
+def test_what_an_agent_held_before_a_reboot_is_dropped(tmp_path: Path) -> None:
+    boot, snapshot = tmp_path / "boot_id", tmp_path / SNAPSHOT
+    boot.write_text("first\n")
+    snapshot.write_text("held\n")
+    forget_earlier_boot(tmp_path, boot)
+    assert snapshot.exists(), "of an agent that did not write down its boot, and runs perhaps"
+    forget_earlier_boot(tmp_path, boot)
+    assert snapshot.exists()
+    boot.write_text("second\n")
+    forget_earlier_boot(tmp_path, boot)
+    assert not snapshot.exists()
+    snapshot.write_text("anew\n")
+    forget_earlier_boot(tmp_path, boot)
+    assert snapshot.exists()
+    (tmp_path / "boot").write_text("sec")  # killed while it wrote
+    forget_earlier_boot(tmp_path, boot)
+    assert not snapshot.exists()
 
 
 def test_one_that_cannot_be_made_names_the_cure(tmp_path: Path) -> None:
