@@ -41,7 +41,7 @@ class Config:
     accelerate: str = "none"
     direct: str = "on"
     direct_acceleration: str = "on"
-    stay_awake: str = "off"
+    stay_awake: str = "on"
     replaced: str = "exit"
     unload: bool = False
 
@@ -88,10 +88,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
     )
     add(
         "--stay-awake",
-        default="off",
+        default="on",
         choices=SWITCH,
         help="let a thread whose next bytes come within microseconds look for them, as long as nobody else wants its "
-        "core, instead of sleeping: quicker answers where cores are to spare (default: %(default)s)",
+        "core, instead of sleeping; off: for an agent with a CPU limit, where that time counts (default: %(default)s)",
     )
     add(
         "--accelerate",

@@ -23,8 +23,8 @@ def test_arguments() -> None:
     assert config.kubelet_cgroup == Path("/c/kubelet")
     assert (config.log_level, config.drain_seconds, config.unload) == ("debug", 5.0, False)
     assert (config.accelerate, config.direct, config.direct_acceleration) == ("none", "on", "on")
-    assert (config.replaced, config.stay_awake) == ("exit", "off")
-    assert parse([*ARGUMENTS, "--stay-awake", "on"], {}).stay_awake == "on"
+    assert (config.replaced, config.stay_awake) == ("exit", "on")
+    assert parse([*ARGUMENTS, "--stay-awake", "off"], {}).stay_awake == "off"
 
 
 def test_the_drain_deadline_of_the_command_line_wins() -> None:
