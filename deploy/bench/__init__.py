@@ -4,6 +4,7 @@
     load.py            compiles it when first used, runs it, reads its answer
     ground.py          where it runs: two nodes and their pods as network namespaces, made by the lab's own fabric
     seat.py            a place for a process: a network namespace and a cgroup
+    awake.py           CPUs that do not halt meanwhile
     usage.py           what processes used: CPU by cgroup, memory by process
     authority.py       certificates for the Envoy pairs, with SPIFFE names, as a mesh would issue them
     envoy.py           Envoy's configuration (pure) and its process

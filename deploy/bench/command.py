@@ -88,6 +88,7 @@ def _kind(parser: argparse.ArgumentParser, columns: tuple[Column, ...], *, toget
     add("--streams", type=_counts, metavar="N,…", help=f"bulk streams at a time {_shown(USUAL.streams)}")
     add("--callers", type=_count, default=4, help="new connections under way at a time (4)")
     add("--blocking", action="store_true", help="the load's sockets block, a thread for each; else epoll")
+    add("--awake", action="store_true", help="no CPU halts: loops of the idle class take what is left")
     add("--steady", type=_seconds, help="once more new connections, for so many seconds on end (none; 60 with --all)")
     add("--held", type=_counts, metavar="N,…", help=f"connections to read memory with {_shown(USUAL.held)}")
     extent = parser.add_mutually_exclusive_group()
@@ -152,6 +153,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         together=arguments.together,
         blocking=arguments.blocking,
         cpu=max(os.sched_getaffinity(0)) if pinned else None,
+        awake=arguments.awake,
         agent=(*direct, *arguments.agent),
     )
 

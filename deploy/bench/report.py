@@ -41,6 +41,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "threads": plan.threads,
         "blocking": plan.blocking,
         "pinned": plan.cpu is not None,
+        "awake": plan.awake,
         "machine": dict(outcome.machine),
         "columns": [
             {"name": column.name, "title": column.title, "path": dict(outcome.paths[column.name])}
@@ -121,6 +122,7 @@ def table(outcome: Outcome) -> RenderableType:
         f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; medians; ×: median of the rounds' ratios to "
         f"“{plan.baseline}”; {plan.threads} thread{'s' * (plan.threads > 1)} per proxy; "
         f"{'' if plan.cpu is None else f'load on CPU {plan.cpu} alone; '}"
+        f"{'no CPU halts; ' if plan.awake else ''}"
         f"{outcome.machine['cpus']} CPUs, Linux {outcome.machine['kernel']}, "
         f"TCP {outcome.machine['congestion_control']}. Every byte was verified. "
         "How to read this: docs/benchmarks.md"

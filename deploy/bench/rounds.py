@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench import figures, load, usage
+from deploy.bench.awake import awake
 from deploy.bench.columns import Column, Lane, Setting
 from deploy.bench.fault import BenchError
 from deploy.bench.figures import Figure, Sample
@@ -38,6 +39,7 @@ class Plan:
     agent: tuple[str, ...] = ()  # more arguments of our agents
     blocking: bool = False  # the load's sockets block, and each has a thread
     cpu: int | None = None  # the load's, both ends of it
+    awake: bool = False  # no CPU halts meanwhile
     pairs: int = 1  # enrolled pairs of pods, at least
 
     @property
@@ -123,6 +125,8 @@ def prepared(plan: Plan, number: int, step: Step) -> Iterator[tuple[Path, dict[s
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-bench-")))
         site = stack.enter_context(ground(number, together=plan.together))
         bare = site.pair()
+        if plan.awake:
+            stack.enter_context(awake(site.layout.cgroup / "awake"))
         arguments = ("--threads", str(plan.threads), *plan.agent)
         mesh = functools.cache(lambda: bring_up(site, arguments, neighbours=plan.neighbours))
         setting = Setting(

@@ -129,6 +129,10 @@ def test_the_agents_own_default_of_acceleration_is_what_is_measured(
     assert plan_of(parser.parse_args(["bench", "direct", *words])).agent == ("--direct", "on", *more)
 
 
+def test_cpus_are_kept_awake_only_when_told_to() -> None:
+    assert (plan("--awake").awake, plan().awake) == (True, False)
+
+
 def test_a_pinned_load_has_one_cpu_at_both_ends() -> None:
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers(required=True))
