@@ -16,7 +16,6 @@ from bpf.events import Ring
 from bpf.facts import Description, describe
 from bpf.hooks import Hooks
 from bpf.layouts import (
-    ACCELERATE_PROMOTED,
     COOKIE,
     DESTINATION,
     ENDPOINT,
@@ -72,7 +71,7 @@ class Settings:
     node: Cgroup
     cgroups: Sequence[int]
     quota: int
-    accelerate: int
+    accelerate: bool
     direct: bool
 
 
@@ -107,15 +106,15 @@ class Kernel:
         kubelet_cgroup: Path | None,
         cache: Path = compile.CACHE,
         quota: int = QUOTA,
-        accelerate: int = 0,
+        accelerate: bool = False,
         direct: bool = False,
         succeeding: bool = False,
     ) -> Kernel:
         """Load, or adopt what a former agent left pinned and replace its programs by these, without a gap.
 
         `pins` is a directory in a bpffs; it is made if need be. PreflightError names what is missing here.
-        `accelerate`: ACCELERATE_* of bpf.layouts. `direct`: connections take the direct path where targets and verdicts
-        say so; those that a former agent wrote stay in force, under the same generation.
+        `accelerate`: direct flows and loopback legs may be promoted. `direct`: connections take the direct path where
+        targets and verdicts say so; those that a former agent wrote stay in force, under the same generation.
         Announcements of a former agent are forgotten; its listeners are gone with it, so adopted pods are closed until
         `set_listeners` or `enrol`. `succeeding`: the former agent lives, its announcements and listeners are good.
         """
@@ -345,12 +344,12 @@ class Kernel:
         accelerate, direct = wanted.accelerate, wanted.direct
         # What was on stays on: a direction that is sent in meanwhile would leave acceleration for good.
         now = SETTINGS.unpack(self._maps["settings"].get(INDEX.pack(0)) or bytes(SETTINGS.size))[5]
-        self._set(*wanted.cgroups, wanted.quota, now & accelerate, generation, direct)
+        self._set(*wanted.cgroups, wanted.quota, now and accelerate, generation, direct)
         self._hooks.attach_cgroup(wanted.node)
         self._hooks.replace_netns(self.pods().values())
-        self._hooks.attach_options(wanted.node, wanted=bool(accelerate & ACCELERATE_PROMOTED))
-        self._hooks.attach_messages(wanted=direct or bool(accelerate))
-        self._hooks.attach_acceleration(bool(accelerate))
+        self._hooks.attach_options(wanted.node, accelerate)
+        self._hooks.attach_messages(direct or accelerate)
+        self._hooks.attach_acceleration(accelerate)
         self._set(*wanted.cgroups, wanted.quota, accelerate, generation, direct)
         self._forget_usage()
 

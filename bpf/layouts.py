@@ -42,7 +42,7 @@ HAPPENING = struct.Struct("=Q16s16sHHIQQQQQQIHH16sII")
 ATTENTION = struct.Struct("=QII")  # listed, page, each
 ENTRY = struct.Struct("=QQ16s16s16sHHI")  # source, destination, client, server, asked, port, asked port, page
 TALLY = struct.Struct("=QQQ")  # flows, sent, received
-LANE = struct.Struct("=QQQQQQQIIIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, …
+LANE = struct.Struct("=QQQQQQQIIII")  # own, peer, reader, charged, before, mark, sent, by_tcp, after, state, overruns
 METER = struct.Struct("=48sQQQIIIIII")  # flow, own, bytes, moved, first, receives, native, doubts, behind, by_tcp
 PROMOTION = struct.Struct("=48sII")  # flow, client, last
 EVENT = struct.Struct("=Q16s16sHHI")  # netns, local, remote, local port, remote port, reason
@@ -73,9 +73,7 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
             "by_tcp",
             "after",
             "state",
-            "direction",
             "overruns",
-            "pad",
         ),
     ),
     "meter": (METER, ("flow", "own", "bytes", "moved", "first", "receives", "native", "doubts", "behind", "by_tcp")),
@@ -135,8 +133,6 @@ STRUCTS: dict[str, tuple[struct.Struct, tuple[str, ...]]] = {
 KINDS = 6  # listeners per pod: enum listener
 OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6 = range(KINDS)
 MAX_PODS = 1024
-ACCELERATE_TO_AGENT, ACCELERATE_TO_APPLICATION, ACCELERATE_PODS, ACCELERATE_LEGS = 1, 2, 4, 8
-ACCELERATE_PROMOTED = ACCELERATE_PODS | ACCELERATE_LEGS  # what begins as TCP
 TARGET_OPEN, TARGET_LISTED = 1, 2
 BACKENDS = 64  # endpoints of a Service on this node that are drawn by the kernel side
 DRAWN_ENDPOINT, DRAWN_ELSEWHERE = 1, 2

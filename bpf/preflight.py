@@ -56,8 +56,8 @@ def tells_sequence_numbers() -> None:
     if btf.sequence_offsets(tuple(SEQUENCE_MARKERS)) is None:
         raise PreflightError(
             f"{btf.KERNEL} does not tell where struct tcp_sock has {', '.join(SEQUENCE_MARKERS)}",
-            "a kernel with CONFIG_DEBUG_INFO_BTF is needed for acceleration; without it (--accelerate none, "
-            "--direct-acceleration off) everything works, by TCP",
+            "a kernel with CONFIG_DEBUG_INFO_BTF is needed for acceleration; without it "
+            "(--direct-acceleration off) everything works, by TCP",
         )
 
 

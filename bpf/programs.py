@@ -9,7 +9,7 @@ from enum import StrEnum
 class Place(StrEnum):
     CGROUP = "cgroup"  # a link to the node's cgroup
     NETNS = "netns"  # one instance and one link per pod
-    OPTIONS = "options"  # a link to the node's cgroup, only where direct flows are accelerated
+    OPTIONS = "options"  # a link to the node's cgroup, only where there is acceleration
     MAP = "map"  # attached to the sockhash
     TRACEPOINT = "tracepoint"
     STAGE = "stage"  # called by the tracepoint's stub

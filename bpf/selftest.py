@@ -26,7 +26,6 @@ from bpf import compile, netns, pin
 from bpf.error import PreflightError
 from bpf.kernel import Kernel
 from bpf.layouts import (
-    ACCELERATE_PODS,
     COOKIE,
     INDEX,
     METER,
@@ -110,9 +109,8 @@ def _run(pins: Path, cgroup: Path, agent_cgroup: Path, cache: Path) -> str:
         return f"no network namespace: {os.strerror(ctypes.get_errno())}"
     _loopback()
     kernel = Kernel.open(
-        pins, cgroup=cgroup, agent_cgroup=agent_cgroup, kubelet_cgroup=None, cache=cache, accelerate=ACCELERATE_PODS,
-        direct=True,
-    )  # fmt: skip
+        pins, cgroup=cgroup, agent_cgroup=agent_cgroup, kubelet_cgroup=None, cache=cache, accelerate=True, direct=True
+    )
     try:
         here = os.open("/proc/self/ns/net", os.O_RDONLY)
         with netns.entered(node):

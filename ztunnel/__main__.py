@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import bpf
 from bpf import preflight, selftest
-from bpf.layouts import ACCELERATE_PODS, ACCELERATE_PROMOTED
 from ztunnel.admin.listener import is_listening
 from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
         prepare_run_directory(config.run)
         if config.unload:
             return _unload(config)
-        acceleration = _ready_to_serve(config)
+        accelerate = _ready_to_serve(config)
         beginning = hold(config.run)
         forget_earlier_boot(config.run)
         inherited = claim(config.run)
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
             cgroup=config.cgroup,
             agent_cgroup=config.agent_cgroup,
             kubelet_cgroup=config.kubelet_cgroup,
-            accelerate=acceleration,
+            accelerate=accelerate,
             direct=config.direct == "on",
             succeeding=inherited is not None,
         )
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunn
         log.error("%s", error)
         return 1
     try:
-        return asyncio.run(_serve(config, kernel, inherited, partial(os.close, beginning)))
+        return asyncio.run(_serve(config, kernel, accelerate, inherited, partial(os.close, beginning)))
     finally:
         kernel.close()
 
@@ -72,18 +71,18 @@ def _unload(config: Config) -> int:
     return 0
 
 
-def _ready_to_serve(config: Config) -> int:
-    """What can take long or fail is done before the agent that runs, if one does, is asked for what it has. What may be
-    accelerated: no direct connections, where this kernel gets their bytes wrong."""
+def _ready_to_serve(config: Config) -> bool:
+    """What can take long or fail is done before the agent that runs, if one does, is asked for what it has. Whether
+    bytes may go past TCP: not where this kernel gets them wrong."""
     preflight.check(config.bpf, config.cgroup, config.agent_cgroup, config.kubelet_cgroup)
     preflight.runs_in(config.agent_cgroup)
     bpf.compile.build()
-    if not config.acceleration & ACCELERATE_PODS:
-        return config.acceleration
+    if not config.accelerate:
+        return False
     if not (wrong := selftest.prove(config.bpf, config.cgroup, config.agent_cgroup)):
-        return config.acceleration
+        return True
     log.warning("direct connections go by TCP, the self-test of their acceleration failed: %s", wrong)
-    return config.acceleration & ~ACCELERATE_PROMOTED
+    return False
 
 
 def _limits(config: Config) -> Limits:
@@ -91,12 +90,18 @@ def _limits(config: Config) -> Limits:
     return limits if config.stay_awake == "on" else replace(limits, awake=0.0)
 
 
-async def _serve(config: Config, kernel: bpf.Kernel, inherited: Inheritance | None, begun: Callable[[], None]) -> int:
+async def _serve(
+    config: Config,
+    kernel: bpf.Kernel,
+    accelerate: bool,
+    inherited: Inheritance | None,
+    begun: Callable[[], None],
+) -> int:
     engine = partial(
         PumpEngine,
         limits=_limits(config),
         threads=config.threads,
-        accelerated=bool(config.acceleration & ~ACCELERATE_PODS),
+        accelerated=accelerate,
         maps=Maps.of(kernel.captured, kernel.announced),
     )
     agent = Agent(config, kernel, engine, version=_version(), inherited=inherited, begun=begun)

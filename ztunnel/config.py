@@ -12,10 +12,6 @@ from mesh.model import canonical_ip
 
 _DRAIN_SECONDS = 5.0
 _MOST_THREADS = 64
-# What the kernel hands from socket to socket between application and agent: `accelerate` of bpf.Kernel.open. Towards
-# the application is no choice.
-ACCELERATE = {"none": 0, "to-agent": 1}
-_PODS = 4 | 8  # between the pods of a direct connection, and between application and agent, once they are promoted
 SWITCH = ("on", "off")
 REPLACED = ("exit", "wait")
 LEVELS = ("debug", "info", "warn", "error")
@@ -38,7 +34,6 @@ class Config:
     log_level: str = "info"
     drain_seconds: float = _DRAIN_SECONDS
     threads: int = 1
-    accelerate: str = "none"
     direct: str = "on"
     direct_acceleration: str = "on"
     stay_awake: str = "on"
@@ -46,10 +41,9 @@ class Config:
     unload: bool = False
 
     @property
-    def acceleration(self) -> int:
-        """`accelerate` of bpf.Kernel.open."""
-        pods = _PODS if self.direct == "on" and self.direct_acceleration == "on" else 0
-        return ACCELERATE[self.accelerate] | pods
+    def accelerate(self) -> bool:
+        """Wanted: of direct connections, and between application and agent."""
+        return self.direct == "on" and self.direct_acceleration == "on"
 
     @property
     def agent_cgroup(self) -> Path:
@@ -92,13 +86,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, prog: str
         choices=SWITCH,
         help="let a thread whose next bytes come within microseconds look for them, as long as nobody else wants its "
         "core, instead of sleeping; off: for an agent with a CPU limit, where that time counts (default: %(default)s)",
-    )
-    add(
-        "--accelerate",
-        default="none",
-        choices=ACCELERATE,
-        help="hand bytes between application and agent from socket to socket; some socket options of the application "
-        "then lose their meaning, see docs/architecture.md (default: %(default)s)",
     )
     add(
         "--direct",

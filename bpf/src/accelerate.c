@@ -12,8 +12,7 @@
  * Memory: what is unread, message overhead included, is bounded by BUDGET. Receives are counted after the fact, so what
  * is taken for unread is never less than what is.
  *
- * Loopback legs between application and agent are promoted like direct flows (legs.c). Where settings.accelerate says so,
- * they are in the sockhash from the start. */
+ * Loopback legs between application and agent are promoted like direct flows (legs.c). */
 
 /* From now on. What TCP has received until now may not have been read: the first receive puts that right. 0: there is no room, or the pod reads past receive calls. */
 static __always_inline int measure(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct tuple *flow) {
@@ -21,27 +20,11 @@ static __always_inline int measure(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   struct meter fresh = {};
   u32 *needs_tcp = options.sk_storage_get(sk, 0, 0);
   if ((needs_tcp && *needs_tcp) || splicers.lookup(&netns)) return 0;
-  if (flow) fresh.flow = *flow;
+  fresh.flow = *flow;
   fresh.own = pointer;
   fresh.bytes = s->bytes_received;
   fresh.first = s->rcv_nxt - (u32)fresh.bytes;
   return !consumed.update(&pointer, &fresh);
-}
-
-static __always_inline void accelerate(struct bpf_sock_ops *s, struct bpf_sock *sk, struct tuple *own, u32 direction) {
-  u32 zero = 0;
-  u64 pointer = (u64)sk;
-  struct settings *config = settings.lookup(&zero);
-  if (!config || !(config->accelerate & (ACCELERATE_TO_AGENT | ACCELERATE_TO_APPLICATION))) return;
-  struct lane *lane = lanes.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-  if (!lane) return;
-  lane->own = pointer;
-  lane->peer = own->netns;
-  lane->direction = direction;
-  lane->state = LANE_NATIVE;
-  if (!measure(s, sk, 0) || ends.update(own, &pointer)) return;
-  accelerated.sock_hash_update(s, own, BPF_ANY);
-  watch_close(s);
 }
 
 static __always_inline int opens(struct bpf_sock *own, struct lane *lane, const struct meter *meter) {
@@ -104,7 +87,7 @@ int message(struct sk_msg_md *m) {
   if (!lane) return SK_PASS;
   if (lane->state == LANE_SHUT) return SK_DROP;
   struct settings *config = settings.lookup(&zero);
-  if (!config || !(config->accelerate & lane->direction)) goto native;
+  if (!config || !config->accelerate) goto native;
   struct tuple peer = {};
   peer.netns = lane->peer;
   if (m->family == AF_INET) {
@@ -117,12 +100,6 @@ int message(struct sk_msg_md *m) {
   peer.local_port = bpf_ntohl(m->remote_port);
   peer.remote_port = m->local_port;
   u64 sk = lane->reader;
-  if (!sk) {
-    u64 *reader = ends.lookup(&peer);
-    if (!reader) goto native;
-    sk = *reader;
-    lane->reader = sk;
-  }
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || meter->native) goto native;
   if (lane->state == LANE_NATIVE && !opens(own, lane, meter)) return SK_PASS;
@@ -172,7 +149,7 @@ int received(struct bpf_raw_tracepoint_args *ctx) {
   int length = (int)ctx->args[1], flags = (int)ctx->args[2];
   struct meter *meter = consumed.lookup(&sk);
   if (!meter || flags & MSG_ERRQUEUE) return 0;
-  int begins = meter->flow.netns && !meter->receives && !meter->doubts && !meter->native;
+  int begins = !meter->receives && !meter->doubts && !meter->native;
   if (begins) meter->bytes += (int)unaccounted(meter);     /* it may have begun before the meter was made */
   else if (length > 0 && !(flags & MSG_PEEK)) __sync_fetch_and_add(&meter->bytes, length);
   if (!(flags & MSG_DONTWAIT) || flags & (MSG_WAITALL | MSG_OOB | MSG_TRUNC)) bar(meter);

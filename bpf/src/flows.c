@@ -46,7 +46,7 @@ static __always_inline void learn(struct bpf_sock_ops *s, const struct meter *me
 static __always_inline int wants_meters(const struct direct *flow) {
   u32 zero = 0;
   struct settings *config = settings.lookup(&zero);
-  return flow->accelerate && config && config->accelerate & ACCELERATE_PODS;
+  return flow->accelerate && config && config->accelerate;
 }
 
 static __always_inline void astray(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked, u64 cookie) {

@@ -54,7 +54,7 @@ struct settings {
   u32 agent_level;          /* their depth below the root of the v2 hierarchy, so that sub-cgroups count too */
   u32 kubelet_level;
   u32 quota;                /* connections that one pod may have open: captured, or to itself */
-  u32 accelerate;           /* ACCELERATE_*; 0: every byte goes by TCP */
+  u32 accelerate;           /* 0: every byte goes by TCP */
   u32 generation;           /* of targets and verdicts: those of another one are misses */
   u32 direct;               /* 0: no connection takes the direct path */
 };
@@ -169,7 +169,7 @@ struct tally {
 struct lane {               /* per socket that may hand over bytes: the direction that it sends in */
   u64 own;                  /* address of the socket */
   u64 peer;                 /* cookie of the netns of the other end */
-  u64 reader;               /* address of the reading socket, key of `consumed`; 0: not known yet */
+  u64 reader;               /* address of the reading socket, key of `consumed` */
   u64 charged;              /* bytes redirected plus OVERHEAD for each message, as far as they may be unread */
   u64 before;               /* of that, what was sent before the mark */
   u64 mark;                 /* a former value of `sent` */
@@ -177,9 +177,7 @@ struct lane {               /* per socket that may hand over bytes: the directio
   u32 by_tcp;               /* bytes that the reader had by TCP when the lane opened; nothing goes by TCP while it is open */
   u32 after;                /* receives of the reader when it was promoted: there must have been another since */
   u32 state;                /* LANE_* */
-  u32 direction;            /* ACCELERATE_* that this lane needs */
   u32 overruns;             /* how often it closed because the reader was behind */
-  u32 pad;
 };
 
 struct meter {              /* per reading socket of a leg, or of a flow whose reader sends too */
@@ -213,7 +211,6 @@ struct event {
 enum kind { NOTHING, CAPTURED, LOCAL, PROBE, LAST_HOP, SERVED, ACCEPTED, DIRECT };
 enum holds { HOLDS_CAPTURED = 1, HOLDS_FLOW = 2, HOLDS_CLIENT = 4, HOLDS_QUOTA = 8, HOLDS_DIRECT = 16 };
 enum listener { OUTBOUND4, OUTBOUND6, PLAINTEXT4, PLAINTEXT6, TUNNEL4, TUNNEL6, KINDS };
-enum accelerate { ACCELERATE_TO_AGENT = 1, ACCELERATE_TO_APPLICATION = 2, ACCELERATE_PODS = 4, ACCELERATE_LEGS = 8 };
 enum lane_state { LANE_OPEN, LANE_NATIVE, LANE_SHUT };
 enum target_mode { TARGET_OPEN = 1, TARGET_LISTED = 2 };
 enum direct_state { DIRECT_ESTABLISHED = 2, DIRECT_READY = 4, DIRECT_TOLD = 8 };

@@ -5,8 +5,7 @@
 static __always_inline int wants_legs(u64 netns) {
   u32 zero = 0;
   struct settings *config = settings.lookup(&zero);
-  u32 from_the_start = ACCELERATE_TO_AGENT | ACCELERATE_TO_APPLICATION;
-  if (!config || !(config->accelerate & ACCELERATE_LEGS) || config->accelerate & from_the_start) return 0;
+  if (!config || !config->accelerate) return 0;
   u32 *wanted = sources.lookup(&netns);
   return wanted && *wanted;
 }

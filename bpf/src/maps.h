@@ -40,7 +40,6 @@ BPF_F_TABLE("hash", struct tuple, struct direct, legs, 131072, BPF_F_NO_PREALLOC
 BPF_SK_STORAGE(lanes, struct lane);
 BPF_F_TABLE("sk_storage", int, u32, options, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE); /* set by the application: needs TCP */
 BPF_SOCKHASH(accelerated, struct tuple, 65536);
-BPF_F_TABLE("hash", struct tuple, u64, ends, 65536, BPF_F_NO_PREALLOC);     /* loopback legs: own side -> address */
 BPF_F_TABLE("hash", u64, struct meter, consumed, 262144, BPF_F_NO_PREALLOC); /* a socket's address -> what it reads */
 BPF_F_TABLE("hash", u64, u32, splicers, 2 * MAX_PODS, BPF_F_NO_PREALLOC);   /* netns that read past receive calls */
 BPF_PROG_ARRAY(stages, 1);

@@ -43,7 +43,6 @@ static __always_inline int admit(struct bpf_sock *sk, struct tuple *own, u64 sel
   lane->peer = peer;
   lane->reader = other;
   lane->after = theirs->receives;
-  lane->direction = ACCELERATE_PODS | ACCELERATE_LEGS;
   lane->state = LANE_NATIVE;
   return accelerated.update(own, (int *)sk) ? NOT_FIT : PROMOTED;
 }

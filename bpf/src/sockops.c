@@ -85,12 +85,10 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
     asked->port = client->port;
     clients.delete(&key);
   }
-  accelerate(s, sk, &key, to ? ACCELERATE_TO_APPLICATION : ACCELERATE_TO_AGENT);
   leg_accepted(s, sk, &key);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
-  struct tuple key = {};
   if (asked->kind == DIRECT) {
     reached(s, sk, asked);
     return;
@@ -98,9 +96,6 @@ static __always_inline void established(struct bpf_sock_ops *s, struct bpf_sock 
   if (asked->kind != CAPTURED && asked->kind != LAST_HOP) return;
   struct tuple leg = asked->key;
   leg_begins(s, sk, &leg);
-  key.netns = asked->key.netns;
-  from_server(s, &key);
-  accelerate(s, sk, &key, asked->kind == CAPTURED ? ACCELERATE_TO_AGENT : ACCELERATE_TO_APPLICATION);
 }
 
 static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, struct asked *asked) {
@@ -122,20 +117,12 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   if (holds & HOLDS_CLIENT) clients.delete(&key);
 }
 
-/* A closed socket takes its meter with it. Called for every close that is watched. */
+/* A closed socket takes its meter with it. */
 static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *sk, const struct asked *asked) {
   u64 pointer = (u64)sk;
   struct meter *meter = consumed.lookup(&pointer);
   if (!meter) return;
-  if (!meter->flow.netns) {
-    struct tuple own = {};
-    own.netns = bpf_get_netns_cookie(s);
-    from_server(s, &own);
-    u64 *end = ends.lookup(&own);
-    if (end && *end == pointer) ends.delete(&own);
-  } else if (!asked) {
-    served(s, meter);
-  }
+  if (!asked) served(s, meter);
   consumed.delete(&pointer);
 }
 
@@ -160,7 +147,7 @@ int sockops(struct bpf_sock_ops *s) {
   if (!sk) return 0;
   struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
   if (ends_here && asked) closed(s, sk, asked);
-  if (ends_here && (is_metered(s) || !asked || asked->kind != DIRECT)) slow_down(s, sk, asked);
+  if (ends_here && is_metered(s)) slow_down(s, sk, asked);
   if (ends_here || !asked || asked->kind == NOTHING) return 0;
   if (starts) connecting(s, asked);
   else established(s, sk, asked);

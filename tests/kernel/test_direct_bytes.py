@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import hashlib
 import os
-import random
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,10 +16,9 @@ from typing import Any
 import pytest
 
 from bpf import DirectClosed, Kernel, Mode, Target
-from bpf.layouts import ACCELERATE_PODS
 from tests.kernel.promoting import Promoter, promoted, promoter
 from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol
-from tests.kernel.test_accelerate import pattern, slab
+from tests.kernel.streams import echo, exchange, flood, pattern, slab
 from tests.kernel.test_direct import drained, events
 from tests.kernel.test_life import until
 from ztunnel import older
@@ -38,7 +34,7 @@ def accelerated(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def kernel(rig: Rig, accelerated: bool) -> Kernel:
-    return rig.kernel(direct=True, accelerate=ACCELERATE_PODS if accelerated else 0)
+    return rig.kernel(direct=True, accelerate=accelerated)
 
 
 @pytest.fixture
@@ -81,78 +77,6 @@ def pair(app: Worker, server: Worker, server_pod: Pod, agent_of: Promoter, accel
     return made
 
 
-def echo(sockets: Any, number: int, connections: int) -> list[str]:
-    """Answer what comes, then its digest; both in pieces of random size."""
-    listener, bad = sockets.sockets[number], []
-    listener.settimeout(30)
-
-    def answer(s: socket.socket, seed: int) -> None:
-        dice, digest = random.Random(seed), hashlib.sha256()
-        s.settimeout(30)
-        try:
-            with s:
-                while data := s.recv(dice.randrange(1, 100_000)):
-                    digest.update(data)
-                    s.sendall(data)
-                    if not dice.randrange(50):
-                        time.sleep(0.001)
-                s.sendall(digest.digest())
-        except OSError as error:
-            bad.append(repr(error))
-
-    threads = []
-    for seed in range(connections):
-        accepted, _ = listener.accept()
-        threads.append(threading.Thread(target=answer, args=(accepted, seed)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    return bad
-
-
-def exchange(sockets: Any, ip: str, port: int, connections: int) -> tuple[list[str], int]:
-    """Non-blocking partial writes of random sizes while reading, with pauses until all is back; half-close; all of it
-    must come back. What went wrong, and how many bytes were sent."""
-    bad, total, lock = [], [0], threading.Lock()
-
-    def one(seed: int) -> None:
-        dice = random.Random(seed)
-        data = dice.randbytes(dice.choice([0, 70, 5_000, 600_000, 1_500_000]))
-        sent, got, ended, pausing = 0, bytearray(), False, False
-        try:
-            with socket.create_connection((ip, port), timeout=30) as s:
-                s.setblocking(False)
-                while True:
-                    pausing = (pausing or not dice.randrange(10)) and len(got) < sent < len(data)
-                    readable, writable, _ = select.select([s], [] if ended or pausing else [s], [], 30)
-                    assert readable or writable, "nothing happens"
-                    if writable and sent < len(data):
-                        with contextlib.suppress(BlockingIOError):
-                            sent += s.send(data[sent : sent + dice.choice([1, 17, 1000, 30_000, 300_000])])
-                    elif writable:
-                        s.shutdown(socket.SHUT_WR)
-                        ended = True
-                    if readable:
-                        piece = s.recv(dice.randrange(1, 70_000))
-                        if not piece:
-                            break
-                        got += piece
-            if bytes(got) != data + hashlib.sha256(data).digest():
-                bad.append(f"{seed}: sent {len(data)}, got {len(got)}")
-        except (OSError, AssertionError) as error:
-            bad.append(f"{seed}: {error!r} at {sent} of {len(data)}, got {len(got)}")
-        with lock:
-            total[0] += len(data)
-
-    for first in range(0, connections, 20):
-        threads = [threading.Thread(target=one, args=(seed,)) for seed in range(first, min(first + 20, connections))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return bad, total[0]
-
-
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_every_byte_arrives_once_and_in_order(
     family: str, kernel: Kernel, app: Worker, server: Worker, server_pod: Pod, agent_of: Promoter, accelerated: bool
@@ -174,20 +98,6 @@ def test_every_byte_arrives_once_and_in_order(
     else:
         assert not any(e.accelerated for e in closed)
     drained(kernel)
-
-
-def flood(sockets: Any, number: int, size: int) -> int:
-    """Write until nothing is taken for half a second."""
-    s, sent, data = sockets.sockets[number], 0, memoryview(pattern(64 << 20))
-    s.setblocking(False)
-    while select.select([], [s], [], 0.5)[1] and sent < 32 << 20:
-        try:
-            sent += s.send(data[sent : sent + size])
-        except BlockingIOError:
-            if not select.select([], [s], [], 0.5)[1]:
-                break
-    s.settimeout(10)
-    return sent
 
 
 def read_all(sockets: Any, number: int) -> tuple[int, str]:

@@ -19,18 +19,18 @@ from typing import Any
 import pytest
 
 from bpf import DirectDrained, Kernel, Mode, Outcome, Target
-from bpf.layouts import ACCELERATE_PODS, COOKIE
+from bpf.layouts import COOKIE
 from tests.kernel.promoting import Promoter, chat, promoted, promoter
 from tests.kernel.rig import AgentListeners, Pod, Rig, Worker, enrol, run
-from tests.kernel.test_accelerate import pattern
+from tests.kernel.streams import flood, pattern
 from tests.kernel.test_direct import drained
-from tests.kernel.test_direct_bytes import Pair, flood, reset
+from tests.kernel.test_direct_bytes import Pair, reset
 from tests.kernel.test_life import fill, until
 
 
 @pytest.fixture
 def kernel(rig: Rig) -> Kernel:
-    return rig.kernel(direct=True, accelerate=ACCELERATE_PODS)
+    return rig.kernel(direct=True, accelerate=True)
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_the_agents_death_before_and_after(
     kernel.close()
     for pair in (first, second):
         chat(app, server, pair.client, pair.accepted, 40)
-    again = rig.kernel(direct=True, accelerate=ACCELERATE_PODS)
+    again = rig.kernel(direct=True, accelerate=True)
     with promoter(again, pod, server_pod) as after:
         assert {f.accelerated for f in again.flows()} == {True, False}
         before = sum(after.redirected())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bpf import DirectClosed, Event, Kernel, Mode, Target, VerdictEntry, compile
-from bpf.layouts import ACCELERATE_PODS, BACKENDS, SERVICE
+from bpf.layouts import BACKENDS, SERVICE
 from mesh.balance import Balance, Endpoint
 from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
@@ -343,7 +343,7 @@ def test_a_pod_that_is_drawn_by_itself_talks_to_itself(
 
 @pytest.mark.parametrize("vip", FAMILIES, ids=["IPv4", "IPv6"])
 def test_flows_to_a_service_are_promoted_also_to_the_pod_itself(vip: SocketAddress, rig: Rig, pod: Pod) -> None:
-    kernel = rig.kernel(direct=True, accelerate=ACCELERATE_PODS)
+    kernel = rig.kernel(direct=True, accelerate=True)
     other = rig.add_pod()
     for each in (pod, other):
         enrol(kernel, each)

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from bpf import Kernel, Mode, Outcome, Target
-from bpf.layouts import ACCELERATE_LEGS
 from mesh.model import SocketAddress
 from tests.kernel.promoting import Promoter, chat, promoter
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
-from tests.kernel.test_accelerate import pattern
+from tests.kernel.streams import echo_at, exchange, flood, pattern
 from tests.kernel.test_inbound import last_hop
 from tests.kernel.test_life import empty, fill
 
@@ -23,7 +23,7 @@ CLIENT = SocketAddress(ip="198.51.100.7", port=40000)
 
 @pytest.fixture
 def kernel(rig: Rig) -> Kernel:
-    return rig.kernel(direct=True, accelerate=ACCELERATE_LEGS)
+    return rig.kernel(direct=True, accelerate=True)
 
 
 @pytest.fixture
@@ -73,6 +73,37 @@ def test_a_captured_connection_is_promoted(
     app.close(number)
     empty(kernel)
     assert tracked(kernel) == 0
+
+
+def test_every_byte_arrives_once_and_in_order(
+    app: Worker, listeners: AgentListeners, kernel: Kernel, made: Promoter
+) -> None:
+    """Promoted in the middle of it."""
+    with ThreadPoolExecutor(1) as agent:
+        answered = agent.submit(echo_at, listeners.sockets["outbound4"], 40)
+        app.start("call", exchange, STRANGER4, 80, 40)
+        ((bad, _),) = made.during(app)
+        assert bad == answered.result(60) == []
+    assert Outcome.PROMOTED in made.outcomes
+    empty(kernel)
+    assert tracked(kernel) == 0
+
+
+def test_the_tracepoint_is_there_only_when_wanted(rig: Rig, pod: Pod, app: Worker) -> None:
+    for wanted in (False, True, False):
+        kernel = rig.kernel(accelerate=wanted, direct=True)
+        listeners = AgentListeners(pod)
+        enrol(kernel, pod, listeners)
+        kernel.set_targets({pod.name: Target(mode=Mode.OPEN)})
+        number, agent = captured(app, listeners)
+        talk(app, number, agent, 1)
+        assert tracked(kernel) == int(wanted) and fill(kernel)["consumed"] == 2 * int(wanted)
+        attached = [p.name for p in kernel.describe().programs if p.attach == "tracepoint"]
+        assert attached == (["received_stub"] if wanted else [])
+        app.close(number)
+        agent.close()
+        listeners.close()
+        empty(kernel)
 
 
 def test_a_last_hop_is_promoted(app: Worker, agent: Worker, pod: Pod, kernel: Kernel, made: Promoter) -> None:
@@ -139,7 +170,7 @@ def test_what_is_not_read_is_bounded_and_arrives_in_order(
     number, agent = captured(app, listeners)
     talk(app, number, agent)
     assert made.look() == [Outcome.PROMOTED]
-    sent = app.call(flood, number)
+    sent = app.call(flood, number, 4000)
     assert sent < 16 << 20
     got = bytearray()
     while len(got) < sent:
@@ -159,19 +190,6 @@ def test_what_is_not_read_is_bounded_and_arrives_in_order(
         taken += app.recv(number, 1 << 20)
         made.look()
     assert taken == pattern(back)
-
-
-def flood(sockets: Any, number: int) -> int:
-    """As much as is taken within a second without a reader; how much that was."""
-    s = sockets.sockets[number]
-    s.settimeout(1)
-    data, sent = pattern(1 << 24), 0
-    try:
-        while sent < len(data):
-            sent += s.send(data[sent : sent + 4000])
-    except TimeoutError:
-        pass
-    return sent
 
 
 def test_a_reset_is_an_error_at_the_other_end(

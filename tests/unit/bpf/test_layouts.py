@@ -34,8 +34,6 @@ def seen_by_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         prints.append(f'printf("asked.{field} %zu\\n", offsetof(struct asked, {field}));')
     for constant in ("KINDS", "MAX_PODS", "REASONS", "BACKENDS"):
         prints.append(f'printf("{constant} %d\\n", {constant});')
-    for constant in ("ACCELERATE_TO_AGENT", "ACCELERATE_TO_APPLICATION", "ACCELERATE_PODS", "ACCELERATE_LEGS"):
-        prints.append(f'printf("{constant} %d\\n", {constant});')
     for constant in ("OUTBOUND4", "OUTBOUND6", "PLAINTEXT4", "PLAINTEXT6", "TUNNEL4", "TUNNEL6"):
         prints.append(f'printf("{constant} %d\\n", {constant});')
     source = folder / "probe.c"
@@ -79,10 +77,6 @@ def test_no_struct_is_left_out() -> None:
     [
         "KINDS",
         "MAX_PODS",
-        "ACCELERATE_TO_AGENT",
-        "ACCELERATE_TO_APPLICATION",
-        "ACCELERATE_PODS",
-        "ACCELERATE_LEGS",
         "BACKENDS",
         "OUTBOUND4",
         "OUTBOUND6",

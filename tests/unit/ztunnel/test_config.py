@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.config import ACCELERATE, default_threads, drain_seconds, parse
+from ztunnel.config import default_threads, drain_seconds, parse
 
 ARGUMENTS = [
     *("--node", "n1", "--node-ip", "10.0.0.1", "--pods", "/p", "--run", "/r", "--bpf", "/b", "--cgroup", "/c"),
@@ -22,7 +22,7 @@ def test_arguments() -> None:
     assert config.agent_cgroup == Path("/c/agent")
     assert config.kubelet_cgroup == Path("/c/kubelet")
     assert (config.log_level, config.drain_seconds, config.unload) == ("debug", 5.0, False)
-    assert (config.accelerate, config.direct, config.direct_acceleration) == ("none", "on", "on")
+    assert (config.direct, config.direct_acceleration) == ("on", "on")
     assert (config.replaced, config.stay_awake) == ("exit", "on")
     assert parse([*ARGUMENTS, "--stay-awake", "off"], {}).stay_awake == "off"
 
@@ -40,9 +40,12 @@ def test_threads_are_as_many_as_cores_within_bounds() -> None:
     assert [default_threads(cores) for cores in (0, 1, 2, 4, 64)] == [1, 1, 2, 4, 4]
 
 
-@pytest.mark.parametrize(("name", "bits"), [("none", 0), ("to-agent", 1)])
-def test_accelerated_directions(name: str, bits: int) -> None:
-    assert ACCELERATE[parse([*ARGUMENTS, "--accelerate", name], {}).accelerate] == bits
+@pytest.mark.parametrize(
+    ("direct", "acceleration", "wanted"), [("on", "on", True), ("on", "off", False), ("off", "on", False)]
+)
+def test_without_direct_connections_nothing_is_accelerated(direct: str, acceleration: str, wanted: bool) -> None:
+    arguments = [*ARGUMENTS, "--direct", direct, "--direct-acceleration", acceleration]
+    assert parse(arguments, {}).accelerate is wanted
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_accelerated_directions(name: str, bits: int) -> None:
         ("--controller", "10.0.0.9:99999", "is not HOST:PORT"),
         ("--controller", "fd00::1:15012", "stands in brackets: [fd00::1]:15012"),
         ("--log-level", "loud", "invalid choice: 'loud'"),
-        ("--accelerate", "both", "invalid choice: 'both'"),
+        ("--direct", "both", "invalid choice: 'both'"),
         ("--drain", "soon", "'soon' is not a number of seconds up to a day"),
         ("--replaced", "die", "invalid choice: 'die'"),
         ("--threads", "0", "'0' is not a number of threads from 1 to 64"),

@@ -59,7 +59,7 @@ def test_every_step_is_counted() -> None:
 
 
 def test_more_arguments_of_the_agents() -> None:
-    assert plan("--agent", "--accelerate to-agent").agent == ("--accelerate", "to-agent")
+    assert plan("--agent", "--stay-awake off").agent == ("--stay-awake", "off")
 
 
 def test_quick_is_shorter_and_what_is_said_explicitly_wins() -> None:
