@@ -13,10 +13,10 @@ static __always_inline struct asked *remember(struct bpf_sock_addr *ctx, u16 kin
   return asked;
 }
 
-static __always_inline int is_own(const struct tuple *to) {
+static __always_inline int is_own(u64 netns, const u32 *ip) {
   struct place place = {};
-  place.netns = to->netns;
-  MOVE6(place.ip, to->local);
+  place.netns = netns;
+  MOVE6(place.ip, ip);
   return addresses.lookup(&place) != 0;
 }
 
@@ -24,7 +24,7 @@ static __always_inline int is_own(const struct tuple *to) {
 static __always_inline int agent_connects(struct bpf_sock_addr *ctx, const struct tuple *to) {
   u64 cookie = bpf_get_socket_cookie(ctx);
   struct endpoint *client = announced.lookup(&cookie);
-  if (!client && !is_own(to)) return PASS;
+  if (!client && !is_own(to->netns, to->local)) return PASS;
   struct asked *asked = remember(ctx, LAST_HOP);
   if (!asked) {
     refused(to, MAP_FULL);
@@ -105,7 +105,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, struct tuple *to) {
     return PASS;
   }
   u16 port = to->local_port;
-  int own = is_own(to);
+  int own = is_own(to->netns, to->local);
   if (own || is_loopback(to->local)) {
     if (steered_by && *steered_by && port == OUTBOUND_PORT && is_127(to->local)) return PASS;
     if (port == OUTBOUND_PORT || port == PLAINTEXT_PORT || (port == TUNNEL_PORT && !own)) {

@@ -20,8 +20,12 @@ static __always_inline int record(struct bpf_sock_ops *s, struct tuple *key, str
   flow.accelerate = asked->accelerate;
   MOVE6(flow.asked, asked->ip);
   flow.asked_port = asked->port;
-  if (!directs.update(key, &flow)) return 1;
-  refused(key, MAP_FULL);
+  int error = directs.insert(key, &flow);
+  if (!error) return 1;
+  /* A pod that dials from another's address must not hide that one's flow; the other may replace what it finds there */
+  int there = error == -EEXIST;
+  if (there && is_own(flow.source, key->remote) && !directs.update(key, &flow)) return 1;
+  refused(key, there ? MISMATCH : MAP_FULL);
   return 0;                                                /* nobody can sign what is not recorded */
 }
 

@@ -52,7 +52,7 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
 
 /* The agent's end of a captured connection takes the entry over: a client that sends and closes at once may be gone
  * before the agent accepts. The application's end of a last hop learns who its client is. */
-static __always_inline void accepted(struct bpf_sock_ops *s) {
+static __always_inline void accepted(struct bpf_sock_ops *s, struct bpf_sock *sk) {
   struct tuple key = {};
   key.netns = bpf_get_netns_cookie(s);
   if (!enrolled.lookup(&key.netns)) return;
@@ -65,8 +65,6 @@ static __always_inline void accepted(struct bpf_sock_ops *s) {
   struct destination *to = captured.lookup(&key);
   struct endpoint *client = to ? 0 : clients.lookup(&key);
   if (!to && !client) return;
-  struct bpf_sock *sk = s->sk;
-  if (!sk) return;
   watch_bytes(s);
   struct asked *asked = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!asked) {
@@ -128,10 +126,6 @@ static __always_inline void slow_down(struct bpf_sock_ops *s, struct bpf_sock *s
 
 int sockops(struct bpf_sock_ops *s) {
   if (s->family != AF_INET && s->family != AF_INET6) return 0;
-  if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
-    accepted(s);
-    return 0;
-  }
   if (s->op == BPF_SOCK_OPS_RTT_CB) {
     progressed(s);
     return 0;
@@ -140,12 +134,18 @@ int sockops(struct bpf_sock_ops *s) {
     nudged(s);
     return 0;
   }
-  int starts = s->op == BPF_SOCK_OPS_TCP_CONNECT_CB, opens = s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
+  int starts = s->op == BPF_SOCK_OPS_TCP_CONNECT_CB, passive = s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+  int opens = passive || s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
   int ends_here = s->op == BPF_SOCK_OPS_STATE_CB && s->args[1] == BPF_TCP_CLOSE;
   if (!starts && !opens && !ends_here) return 0;
   struct bpf_sock *sk = s->sk;
   if (!sk) return 0;
   struct asked *asked = sockets.sk_storage_get(sk, 0, 0);
+  /* Who meets a SYN where it waits for the answer to its own is called passive too (RFC 9293, 3.5): an impostor's way */
+  if (passive && (!asked || asked->kind == NOTHING)) {
+    accepted(s, sk);
+    return 0;
+  }
   if (ends_here && asked) closed(s, sk, asked);
   if (ends_here && is_metered(s)) slow_down(s, sk, asked);
   if (ends_here || !asked || asked->kind == NOTHING) return 0;
