@@ -1,14 +1,23 @@
 """The direct path as user space sees it: which pods are reached directly, the verdicts, and the flows there are.
 
-Order of a change of policy: `bump` (every verdict is a miss now), `set_targets`, `put_verdicts`, then `flows`, and end
-those that lost their permission. What only loosens may leave out `bump`. A target that is narrowed (open -> listed) or
-removed without `bump` still holds for a connect() that is under way.
+Order of a change of policy: `switch`, then `flows`, and end those that lost their permission. What only loosens may be
+added to the generation in force, by `set_targets` and `put_verdicts`. A target that is narrowed (open -> listed) or
+removed that way still holds for a connect() that is under way.
+
+Targets and verdicts are of a generation: all entries of the next are written while one is in force, then the number is
+raised, so whoever looks finds one of the two, whole. Nobody is let in by what an agent wrote that was killed halfway:
+whoever writes the next generation removes first what is there of it, and `bump`, which removes nothing before, passes
+it over. No number is used twice, but after 2^32 changes.
+
+`sources` has no generation. What is taken away from it goes before the targets of the next generation are written, what
+is added comes when the former is gone: in between a pod that changes asks the agent.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -95,37 +104,61 @@ class DirectPath:
     def generation(self) -> int:
         return int(SETTINGS.unpack(self._settings())[6])
 
+    def switch(
+        self, pods: Mapping[str, PodSlot], targets: Mapping[str, Target], entries: Iterable[VerdictEntry]
+    ) -> int:
+        """From the targets and verdicts in force to these, at once; how many verdicts found no room. Where the maps
+        have none for two generations, everything is a miss until the new one is written. OSError: `bump` is due."""
+        entries = tuple(entries)
+        try:
+            self._switch(pods, targets, entries)
+        except OSError as error:
+            if error.errno not in (errno.E2BIG, errno.ENOMEM):
+                raise
+        else:
+            return 0
+        self.bump()
+        self.set_targets(pods, targets)
+        return self.put_verdicts(pods, entries)
+
+    def _switch(
+        self, pods: Mapping[str, PodSlot], targets: Mapping[str, Target], entries: Iterable[VerdictEntry]
+    ) -> None:
+        maps, former = self._maps, self.generation
+        held = [key for key, _ in maps["targets"].snapshot()], [key for key, _ in maps["verdicts"].snapshot()]
+        over = (
+            [key for key in held[0] if key.startswith(COOKIE.pack(former))],
+            [key for key in held[1] if key.endswith(INDEX.pack(former))],
+        )
+        maps["targets"].delete_all(set(held[0]).difference(over[0]))
+        maps["verdicts"].delete_all(set(held[1]).difference(over[1]))
+        sources = _sources(pods, targets)
+        _narrow(maps["sources"], sources)
+        maps["targets"].put_all(_places(pods, targets, _after(former)))
+        maps["verdicts"].put_all(dict(_pairs(pods, entries, _after(former))))
+        self._raise(_after(former))
+        maps["targets"].delete_all(over[0])
+        maps["verdicts"].delete_all(over[1])
+        _replace(maps["sources"], sources)
+
     def bump(self) -> int:
         """Every target and verdict is a miss from now on; the new generation."""
-        fields = list(SETTINGS.unpack(self._settings()))
-        fields[6] = fields[6] % 0xFFFFFFFF + 1
-        self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*fields))
+        generation = _after(_after(self.generation))
+        self._raise(generation)
+        self._maps["targets"].clear()
         self._maps["verdicts"].clear()
-        return int(fields[6])
+        return generation
 
     def set_targets(self, pods: Mapping[str, PodSlot], targets: Mapping[str, Target]) -> None:
-        chosen = [(pods[instance], target) for instance, target in targets.items() if instance in pods]
-        sources = {COOKIE.pack(pod.cookie): INDEX.pack(int(target.accelerate)) for pod, target in chosen}
-        generation = self.generation
-        wanted = {
-            PLACE.pack(generation, pack_ip(ip)): TARGET.pack(pod.cookie, 0, target.mode, int(target.accelerate))
-            for pod, target in chosen
-            for ip in pod.addresses
-        }
-        _replace(self._maps["sources"], sources)
-        _replace(self._maps["targets"], wanted)
+        _replace(self._maps["sources"], _sources(pods, targets))
+        _replace(self._maps["targets"], _places(pods, targets, self.generation))
 
     def put_verdicts(self, pods: Mapping[str, PodSlot], entries: Iterable[VerdictEntry]) -> int:
         """How many found no room; they stay misses."""
-        generation, left_out = self.generation, 0
-        for entry in entries:
-            source, destination = pods.get(entry.source), pods.get(entry.destination)
-            if source is None or destination is None:
-                continue
-            key = PAIR.pack(source.cookie, destination.cookie, entry.port, generation)
-            reason = 0 if entry.allow else entry.reason or Reason.POLICY_NO_ALLOW
+        left_out = 0
+        for key, value in _pairs(pods, entries, self.generation):
             try:
-                self._maps["verdicts"].put(key, INDEX.pack(reason))
+                self._maps["verdicts"].put(key, value)
             except OSError:
                 left_out += 1
         return left_out
@@ -182,8 +215,50 @@ class DirectPath:
         meter = self._maps["consumed"].get(COOKIE.pack(socket)) if socket else None
         return METER.unpack(meter)[2:4] if meter is not None else (0, 0)
 
+    def _raise(self, generation: int) -> None:
+        fields = list(SETTINGS.unpack(self._settings()))
+        fields[6] = generation
+        self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(*fields))
+
     def _settings(self) -> bytes:
         return self._maps["settings"].get(INDEX.pack(0)) or bytes(SETTINGS.size)
+
+
+def _after(generation: int) -> int:
+    """0 is none."""
+    return generation % 0xFFFFFFFF + 1
+
+
+def _sources(pods: Mapping[str, PodSlot], targets: Mapping[str, Target]) -> dict[bytes, bytes]:
+    return {COOKIE.pack(pods[i].cookie): INDEX.pack(int(t.accelerate)) for i, t in targets.items() if i in pods}
+
+
+def _places(pods: Mapping[str, PodSlot], targets: Mapping[str, Target], generation: int) -> dict[bytes, bytes]:
+    return {
+        PLACE.pack(generation, pack_ip(ip)): TARGET.pack(pods[i].cookie, 0, target.mode, int(target.accelerate))
+        for i, target in targets.items()
+        if i in pods
+        for ip in pods[i].addresses
+    }
+
+
+def _pairs(
+    pods: Mapping[str, PodSlot], entries: Iterable[VerdictEntry], generation: int
+) -> Iterator[tuple[bytes, bytes]]:
+    for entry in entries:
+        source, destination = pods.get(entry.source), pods.get(entry.destination)
+        if source is not None and destination is not None:
+            reason = 0 if entry.allow else entry.reason or Reason.POLICY_NO_ALLOW
+            yield PAIR.pack(source.cookie, destination.cookie, entry.port, generation), INDEX.pack(reason)
+
+
+def _narrow(map: Map, wanted: Mapping[bytes, bytes]) -> None:
+    """To what is held and wanted; of two values the lesser."""
+    for key, value in map.snapshot():
+        if key not in wanted:
+            map.delete(key)
+        elif wanted[key] < value:
+            map.put(key, wanted[key])
 
 
 def _replace(map: Map, wanted: Mapping[bytes, bytes]) -> None:

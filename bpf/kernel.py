@@ -272,6 +272,10 @@ class Kernel:
         """Of the targets and verdicts that are in force."""
         return self._direct.generation
 
+    def switch(self, targets: Mapping[str, Target], entries: Iterable[VerdictEntry]) -> int:
+        """A generation of these, in force at once when all of it is written. How many entries found no room."""
+        return self._direct.switch(self.pods(), targets, entries)
+
     def bump(self) -> int:
         """Every target and verdict is a miss from now on; the new generation."""
         return self._direct.bump()
@@ -316,11 +320,7 @@ class Kernel:
 
     def counters(self) -> dict[Reason, int]:
         """Refusals since this layout was first loaded; policy's are those that cached verdicts refused."""
-        found = {}
-        for reason in Reason:
-            if 0 < reason.value < REASONS:
-                found[reason] = self._counter(reason.value)
-        return found
+        return {reason: self._counter(reason.value) for reason in Reason if 0 < reason.value < REASONS}
 
     def lost_events(self) -> int:
         """Events that the ring had no room for."""

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from bpf import syscall
 from bpf.artifact import MapDefinition
@@ -68,6 +68,31 @@ class Map:
         ):
             return False  # an empty place of a sockmap answers EINVAL
         raise self._error(result, "deleted")
+
+    def put_all(self, entries: Mapping[bytes, bytes]) -> None:
+        """Into a hash map, by one system call. OSError at the first that cannot be written; those before it are."""
+        result, _ = self._batch(syscall.UPDATE_BATCH, entries.keys(), entries.values())
+        if result:
+            raise self._error(result, "written")
+
+    def delete_all(self, keys: Collection[bytes]) -> None:
+        """From a hash map, by one system call; those that are not there are passed over."""
+        left = list(keys)
+        while left:
+            result, done = self._batch(syscall.DELETE_BATCH, left)
+            if result not in (0, -errno.ENOENT):
+                raise self._error(result, "deleted")
+            left = left[done + 1 :] if result else []
+
+    def _batch(self, command: int, keys: Collection[bytes], values: Iterable[bytes] = ()) -> tuple[int, int]:
+        """-errno or 0, and how many were done until then."""
+        packed, filled = b"".join(keys), b"".join(values)
+        if not packed:
+            return 0, 0
+        places = (ctypes.c_char_p(packed), ctypes.c_char_p(filled))
+        at = [ctypes.cast(place, ctypes.c_void_p).value or 0 for place in places]
+        attr = ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", 0, 0, *at, len(keys), self.fd, 0, 0), 128)
+        return syscall.call(command, attr), struct.unpack_from("=I", attr, 32)[0]
 
     def walk(self) -> list[bytes]:
         """A walk of a changing map may miss or repeat entries; at most twice its capacity is walked."""

@@ -82,8 +82,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """From one plan to the next. `revoking`: something that was permitted is not any more, or not surely, so every
-    cached answer is to be invalidated first and `entries` are all; else they are the ones to be added."""
+    """From one plan to the next. `revoking`: something that was permitted is not any more, or not surely, so all cached
+    answers are to be replaced at once, and `entries` are all; else they are the ones to be added."""
 
     revoking: bool
     targets: bool

@@ -1,11 +1,11 @@
 """The direct path, as the agent keeps it: tells the kernel which pods of this node may talk from socket to socket, and
 ends what lost its permission.
 
-On every new snapshot, and when a pod is enrolled or leaves: plan (mesh.direct), and if anything was taken away,
-invalidate every cached answer before the new ones are written; then judge the open connections anew. Services are no
-permissions: what connections to them are spread over is replaced one by one. An answer that was not made ahead is made
-when a pod first asks for it: that connection goes through the tunnel, the next one directly. If the kernel cannot be
-told, nothing is direct until it can.
+On every new snapshot, and when a pod is enrolled or leaves: plan (mesh.direct), and if anything was taken away, switch
+to another generation of answers, at once; then judge the open connections anew. Services are no permissions: what
+connections to them are spread over is replaced one by one. An answer that was not made ahead is made when a pod first
+asks for it: that connection goes through the tunnel, the next one directly. If the kernel cannot be told, nothing is
+direct until it can.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Kernel(Protocol):
     """What the direct path needs of the kernel side (implemented by `bpf.Kernel`)."""
 
     def pods(self) -> Mapping[str, Any]: ...
+    def switch(self, targets: Mapping[str, Target], entries: Iterable[VerdictEntry]) -> int: ...  # no room for so many
     def bump(self) -> int: ...
     def set_targets(self, targets: Mapping[str, Target]) -> None: ...
-    def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # how many found no room
+    def put_verdicts(self, entries: Iterable[VerdictEntry]) -> int: ...  # likewise
     def set_services(self, services: Mapping[SocketAddress, Balance]) -> int: ...  # likewise
     @property
     def promoter(self) -> Promoter: ...
@@ -172,13 +173,14 @@ class Direct:
             pods = {i: w for i in sorted(enrolled) if (w := self.workload(snapshot, i)) is not None}
             made = direct.plan(snapshot, pods, before=self._plan)
             step = direct.change(self._plan, made)
-            if step.revoking:
-                self.kernel.bump()
             if step.services or self._renewed:
                 self._full(self.kernel.set_services(made.services.spread), "Services")
-            if step.targets or self._renewed:
-                self.kernel.set_targets(made.targets)
-            self._put(step.entries)
+            if step.revoking:
+                self._full(self.kernel.switch(made.targets, step.entries), "answers")
+            else:
+                if step.targets or self._renewed:
+                    self.kernel.set_targets(made.targets)
+                self._put(step.entries)
         except Exception as error:
             self._plan = None
             with suppress(OSError):

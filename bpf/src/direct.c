@@ -2,9 +2,10 @@
  * by its netns, in connect(); the destination by its own lookup program, which signs the flow while the SYN passes. What is
  * established without a signature reached somebody else: an address that was reused or borrowed.
  *
- * Whoever changes policy raises settings.generation first. It is part of the keys, so an entry of another one is a miss, and
- * a miss goes to the agent. A flow is recorded before its SYN is sent and judged again as the SYN arrives, so one that the agent does not find
- * in `directs` after raising the generation is judged by the new one.
+ * settings.generation is part of the keys: an entry of another one is a miss, and a miss goes to the agent. Whoever changes
+ * policy writes the next generation, raises the number, removes the former; each judgement is by one of them, whole. A flow
+ * is recorded before its SYN is sent and judged again as the SYN arrives, so one that the agent does not find in `directs`
+ * after raising the generation is judged by the new one.
  *
  * A hash map gives the memory of an entry that was removed to the next one at once, also while a program looks at it. What
  * was read is true if the same key leads to the same place afterwards: it never does again once its generation is over. */
@@ -32,7 +33,7 @@ static __always_inline int judge(u64 source, const struct tuple *to, struct judg
   found->accelerate = target->accelerate;
   found->reason = 0;
   if (targets.lookup(&place) != target) return 0;
-  u32 *accelerate = sources.lookup(&source);               /* written before the targets of its generation */
+  u32 *accelerate = sources.lookup(&source);               /* narrowed before the targets of a generation are written */
   if (!accelerate) return 0;
   found->accelerate = found->accelerate && *accelerate;
   if (mode == TARGET_OPEN) return 1;
@@ -60,7 +61,9 @@ static __always_inline int sign(const struct tuple *syn) {
   if (directs.lookup(&key) != flow) return 0;
   if (generation != config->generation && !(state & DIRECT_ESTABLISHED)) {
     struct judgement found = {};
-    if (!judge(source, syn, &found) || found.reason || found.destination != syn->netns) {
+    int decided = judge(source, syn, &found);
+    if (!decided && found.generation != config->generation) decided = judge(source, syn, &found); /* it was removed meanwhile */
+    if (!decided || found.reason || found.destination != syn->netns) {
       refused(syn, STALE_VERDICT);
       return SK_DROP + 1;
     }

@@ -55,7 +55,7 @@ struct settings {
   u32 kubelet_level;
   u32 quota;                /* connections that one pod may have open: captured, or to itself */
   u32 accelerate;           /* 0: every byte goes by TCP */
-  u32 generation;           /* of targets and verdicts: those of another one are misses */
+  u32 generation;           /* of targets and verdicts: those of another one are misses; the next is written ahead */
   u32 direct;               /* 0: no connection takes the direct path */
 };
 

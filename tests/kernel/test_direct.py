@@ -147,7 +147,7 @@ def test_verdicts(
     (event,) = [e for e in events(kernel, Event) if e.reason is Reason.POLICY_DENY]
     assert (event.netns, event.local) == (pod.cookie, (server_pod.ip4, other))
     before = kernel.generation
-    assert kernel.bump() == before + 1 == kernel.generation
+    assert before < kernel.bump() == kernel.generation
     assert asked(port)
     assert asked(other)
     open_all(kernel, pod, server_pod, mode=Mode.LISTED)

@@ -77,12 +77,16 @@ def _flap(kernel: Kernel, permitted: Pod, refused: Pod, server: Pod, crowd: list
         some = crowd[turn % len(crowd) :]
         targets = {each.name: Target(mode=Mode.OPEN) for each in (permitted, refused, *some)}
         targets[server.name] = Target(mode=Mode.LISTED)
-        kernel.bump()
-        kernel.set_targets(targets)
         answers = [(each, other) for each in some for other in some]
         if turn % 3:
             answers.insert(turn % (len(answers) + 1), (permitted, server))
-        kernel.put_verdicts(
+        entries = [
             VerdictEntry(source=source.name, destination=destination.name, port=port, allow=True)
             for source, destination in answers
-        )
+        ]
+        if turn % 2:
+            kernel.switch(targets, entries)
+        else:
+            kernel.bump()
+            kernel.set_targets(targets)
+            kernel.put_verdicts(entries)

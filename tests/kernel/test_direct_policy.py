@@ -36,10 +36,11 @@ class Node:
         made = direct.plan(snapshot, captured, before=self.plan)
         step = direct.change(self.plan, made)
         if step.revoking:
-            self.kernel.bump()
-        if step.targets:
+            assert self.kernel.switch(made.targets, step.entries) == 0
+        elif step.targets:
             self.kernel.set_targets(made.targets)
-        assert self.kernel.put_verdicts([*step.entries, *self._asked(snapshot, made, case)]) == 0
+        fresh = () if step.revoking else step.entries
+        assert self.kernel.put_verdicts([*fresh, *self._asked(snapshot, made, case)]) == 0
         self.plan = made
 
     @staticmethod

@@ -116,6 +116,15 @@ class SmallKernel:
             raise self.deaf
         return self.enrolled
 
+    def switch(self, targets: Mapping[str, Target], entries: Iterable[VerdictEntry]) -> int:
+        if self.fault is not None:
+            raise self.fault
+        self.told.append("switch")
+        self.targeted.set()
+        self.generation += 1
+        self.targets = {i: (self.generation, target) for i, target in targets.items()}
+        return self.put_verdicts(entries)
+
     def bump(self) -> int:
         self.told.append("bump")
         self.generation += 1
@@ -286,7 +295,7 @@ def test_open_where_no_policy_is_and_by_entry_where_one_is() -> None:
     assert node.kernel.direct(WEB, DB, 1)
     assert node.kernel.direct(EVIL, DB, 1)
     node.swap(ONLY_WEB)
-    assert node.kernel.told == ["bump", "targets"]
+    assert node.kernel.told == ["switch"]
     assert not node.kernel.direct(WEB, DB, 1)
     node.asks(WEB, 1)
     node.asks(EVIL, 1)
@@ -375,7 +384,7 @@ async def test_pods_that_leave_are_no_targets_before_they_are_released() -> None
     node = Node()
     node.direct.leave(DB.instance)
     assert not node.kernel.direct(WEB, DB, 1)
-    assert node.kernel.told[-2:] == ["bump", "targets"]
+    assert node.kernel.told[-1:] == ["switch"]
     assert DB.instance in node.kernel.enrolled
     node.direct.joined(DB.instance)
     await told_of_joining(node)
@@ -446,7 +455,7 @@ async def test_a_pod_that_leaves_is_drawn_no_more() -> None:
     node.swap(DATA, REPLICA)
     node.kernel.told.clear()
     node.direct.leave(DB.instance)
-    assert node.kernel.told == ["bump", "services", "targets"]
+    assert node.kernel.told == ["services", "switch"]
     assert node.kernel.services == {}
     node.direct.joined(DB.instance)
     await told_of_joining(node)
@@ -491,7 +500,7 @@ def test_records_name_the_service_that_was_dialled() -> None:
 
 def test_off_withdraws_what_former_agents_permitted() -> None:
     node = Node(on=False)
-    assert node.kernel.told == ["bump", "services", "targets"]
+    assert node.kernel.told == ["services", "switch"]
     assert not node.kernel.targets
 
 
@@ -750,7 +759,7 @@ def test_what_is_not_right_any_more_is_withdrawn_by_the_successor() -> None:
     heir = successor(node)
     heir.inherit(state, node.snapshot)
     heir.swapped()
-    assert node.kernel.told == ["bump", "targets"]
+    assert node.kernel.told == ["switch"]
     assert not node.kernel.direct(WEB, DB, 1)
 
 
@@ -764,7 +773,7 @@ def test_one_that_was_paused_and_goes_on_begins_anew() -> None:
     node.direct.joined(DB.instance)
     node.kernel.told.clear()
     node.direct.resume()
-    assert node.kernel.told == ["bump", "services", "targets"]
+    assert node.kernel.told == ["services", "switch"]
     assert not node.kernel.direct(WEB, DB, 1)
     node.asks(WEB, 1)
     assert node.kernel.direct(WEB, DB, 1)
