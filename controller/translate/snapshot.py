@@ -147,6 +147,9 @@ def _workloads(
 ) -> tuple[dict[str, frozenset[SpiffeId]], dict[str, Place]]:
     settings = draft.settings
     namespaces = {n.metadata.name: n.metadata.labels for n in _of(kinds, Namespace)}
+    for given in (*_of(kinds, Namespace), *_of(kinds, Pod)):
+        if wrong := tuple(workload.mislabelled(given.metadata.labels)):
+            draft.conditions[key_of(given)] = wrong
     localities = {n.metadata.name: workload.locality(n) for n in _of(kinds, Node)}
     identities: dict[str, set[SpiffeId]] = {}
     pods: dict[str, Place] = {}
@@ -161,7 +164,7 @@ def _workloads(
         if refusal:
             captured = False
             condition = Condition(type="Captured", status="False", reason="NeverCaptured", message=refusal)
-            draft.conditions[key_of(pod)] = (condition,)
+            draft.conditions[key_of(pod)] = (*draft.conditions.get(key_of(pod), ()), condition)
         if not workload.exists(pod):
             continue
         attached = {*policies.of(namespace, labels), *policies.of("", labels), *peers.attached(namespace, labels)}

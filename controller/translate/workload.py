@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from controller.translate.settings import Settings
@@ -16,7 +16,7 @@ from mesh.model import (
     WorkloadStatus,
     canonical_ip,
 )
-from mesh.resources import Node, Pod
+from mesh.resources import Condition, Node, Pod, check
 
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 SIDECAR_STATUS = "sidecar.istio.io/status"
@@ -24,6 +24,8 @@ MANAGED = "gateway.istio.io/managed"
 DIRECT = "gossamer.io/direct"
 ACCELERATION = "gossamer.io/acceleration"
 
+# What they may say; anything else is as if they were not there.
+_SWITCHES = {DATAPLANE_MODE: ("ambient", "none"), DIRECT: ("on", "off"), ACCELERATION: ("on", "off")}
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 _WORKLOAD_NAME = "service.istio.io/workload-name"
@@ -104,7 +106,19 @@ def asks_for_capture(pod: Pod, namespace_labels: Mapping[str, str]) -> bool:
 def _off(label: str, own: Mapping[str, str], of_namespace: Mapping[str, str]) -> bool:
     """The pod's label goes before its namespace's; what is neither `on` nor `off` is as if it were not there."""
     said = (labels.get(label) for labels in (own, of_namespace))
-    return next((value for value in said if value in ("on", "off")), "on") == "off"
+    return next((value for value in said if value in _SWITCHES[label]), "on") == "off"
+
+
+def mislabelled(labels: Mapping[str, str]) -> Iterator[Condition]:
+    """One for each of the labels that steer the mesh, of a pod or namespace, with a value that nobody heeds."""
+    for label, (yes, no) in _SWITCHES.items():
+        value = labels.get(label, yes)
+        if value not in (yes, no):
+            message = (
+                f"metadata.labels[{label}]: {check.quoted(value)} is neither {yes} nor {no}; "
+                "it is as if the label were not there"
+            )
+            yield Condition(type="Labels", status="False", reason="UnknownValue", message=message)
 
 
 def capture_refusal(pod: Pod, settings: Settings) -> str:

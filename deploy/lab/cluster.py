@@ -27,6 +27,7 @@ from deploy.lab.layout import NETNS, RUNTIME, Layout, check_lab_name
 from deploy.lab.manifest import Key, Object, key_of
 from deploy.lab.readiness import waiting_for, why_unready
 from deploy.lab.store import Store
+from mesh.resources import Invalid, check
 
 
 class Lab:
@@ -91,7 +92,7 @@ class Lab:
             raise LabError(f"{name!r}: give a pod's name, deploy/NAME, or node/NAME")
         found = objects.get(Key("Pod", namespace, rest))
         if found is None:
-            others = [key.name for key in objects if key.kind == "Pod" and key.namespace == namespace]
+            others = sorted(key.name for key in objects if key.kind == "Pod" and key.namespace == namespace)
             raise LabError(f"there is no pod {namespace}/{rest}; in this namespace: {', '.join(others) or 'none'}")
         return found
 
@@ -161,7 +162,14 @@ class Lab:
         return list(todo.delete)
 
     def label(self, key: Key, labels: Mapping[str, str | None]) -> None:
-        """Set labels of an object, or remove those given as None; a running pod's processes are not touched."""
+        """Set labels of an object, or remove those given as None; a running pod's processes are not touched.
+
+        LabError if Kubernetes would not take a label: the controller would refuse the object from then on.
+        """
+        try:
+            check.labels("metadata.labels", {name: value or "" for name, value in labels.items()})
+        except Invalid as fault:
+            raise LabError(f"{key}: {fault.path}: {fault.cause}; {fault.cure}") from None
 
         def change(item: Object) -> Object:
             kept = {k: v for k, v in (item["metadata"].get("labels") or {}).items() if k not in labels}
@@ -187,6 +195,8 @@ class Lab:
                         f"{file}: {key}: metadata.name: {found[key][0]} has one of that name too; rename one"
                     )
                 found[key] = (file, item)
+        if not found:
+            raise LabError(f"{', '.join(texts)}: there is no object in it; each has apiVersion, kind and metadata")
         return [item for _, item in found.values()]
 
     def _plan(self, wanted: list[Object]) -> plan.Plan:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,8 @@ def register(subparsers: Any) -> None:
     _files(add("delete", _delete, "delete objects from a lab, by the files that define them"))
     label = add("label", _label, "set labels (KEY=VALUE) or remove them (KEY-); running pods are not restarted")
     _namespace(label)
-    label.add_argument("object", metavar="KIND/NAME", help="for example namespace/default or pod/sleep")
-    label.add_argument("labels", nargs="+", metavar="KEY=VALUE|KEY-")
+    label.add_argument("object", type=_named, metavar="KIND/NAME", help="for example namespace/default or pod/sleep")
+    label.add_argument("labels", nargs="+", type=_label_change, metavar="KEY=VALUE|KEY-")
     execute = add(
         "exec", _exec, "run a command in a pod (deploy/NAME: in its first ready pod; node/NAME: beside its pods)"
     )
@@ -71,7 +71,7 @@ def register(subparsers: Any) -> None:
     logs = add("logs", _logs, "what a container wrote (also: node/NAME for its agent, controller)")
     _target(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until interrupted")
-    logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    logs.add_argument("--tail", type=_lines, metavar="N", help="only the last N lines")
     for name, run, summary in (
         ("restart-agent", _restart_agent, "start an agent that takes over from the one that runs, if one does"),
         ("kill-agent", _kill_agent, "SIGKILL a node's agent; it stays away until restart-agent"),
@@ -99,18 +99,43 @@ def _target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="POD|deploy/NAME|node/NAME")
 
 
+def _named(text: str) -> tuple[str, str]:
+    kind, slash, name = text.partition("/")
+    if not (kind and slash and name):
+        raise argparse.ArgumentTypeError(f"{text!r}: give KIND/NAME, as namespace/default")
+    return kind.lower(), name
+
+
+def _label_change(text: str) -> tuple[str, str | None]:
+    """A label's key, and its value or None if it is to be removed."""
+    key, equals, value = text.partition("=")
+    if not equals and not text.endswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE to set a label, KEY- to remove it")
+    return (key, value) if equals else (text[:-1], None)
+
+
+def _lines(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of lines")
+    return int(text)
+
+
 def _guarded(run: Callable[[Options], int]) -> Callable[[Options], int]:
+    failed = CANNOT_START if run is _exec else 1
+
     def guarded(options: Options) -> int:
         try:
             return run(options)
         except LabError as error:
-            print(f"gossamer lab: {error}", file=sys.stderr)
-            return CANNOT_START if run is _exec else 1
+            for line in str(error).splitlines():
+                print(f"gossamer lab: {line}", file=sys.stderr)
+            return failed
         except KeyboardInterrupt:
             return 130
         except PermissionError as error:
-            print(f"gossamer lab: {error}; the lab needs root (sudo)", file=sys.stderr)
-            return 1
+            at = f"{error.filename}: " if error.filename else ""
+            print(f"gossamer lab: {at}{error.strerror}; the lab needs root (sudo)", file=sys.stderr)
+            return failed
 
     return guarded
 
@@ -164,12 +189,16 @@ def _apply(options: Options) -> int:
         changed = lab.apply(_read(options), timeout=options.timeout, wait=not options.no_wait)
     for key in changed:
         print(key)
-    print(f"{len(changed)} objects changed")
+    print(f"{_count(changed)} changed")
     return 1 if _say_refused(lab, changed) else 0
 
 
+def _count(keys: Sequence[Key]) -> str:
+    return f"{len(keys)} object{'' if len(keys) == 1 else 's'}"
+
+
 def _say_refused(lab: Lab, changed: list[Key]) -> bool:
-    """Say which of the changed policies the controller does not accept, once it has seen them."""
+    """Say which of the changed policies are not in force as they are written, once the controller has seen them."""
     from deploy.lab import status
     from deploy.lab.manifest import CLUSTER_KINDS, Key
 
@@ -184,7 +213,8 @@ def _say_refused(lab: Lab, changed: list[Key]) -> bool:
     for item in wrong:
         for condition in item["conditions"]:
             key = Key(item["kind"], item["namespace"], item["name"])
-            print(f"gossamer lab: {key}: not in force: {condition['message']}", file=sys.stderr)
+            but = " as written" if condition["status"] == "True" else ""
+            print(f"gossamer lab: {key}: not in force{but}: {condition['message']}", file=sys.stderr)
     return bool(wrong)
 
 
@@ -197,27 +227,27 @@ def _delete(options: Options) -> int:
         lab = Lab(options.name, say=say)
         gone = lab.delete(key_of(item) for item in lab.parse(_read(options)))
     for key in gone:
-        print(f"{key} deleted")
+        print(key)
+    print(f"{_count(gone)} deleted")
     return 0
 
 
 def _label(options: Options) -> int:
+    from controller.translate.workload import mislabelled
     from deploy.lab.cluster import Lab
     from deploy.lab.manifest import CLUSTER_SCOPED, Key
 
     lab = Lab(options.name)
-    kind, slash, name = options.object.partition("/")
+    kind, name = options.object
     known = {key.kind.lower(): key.kind for key in lab.objects()}
-    if not slash or kind.lower() not in known:
-        raise LabError(f"{options.object!r}: give KIND/NAME; kinds there are: {', '.join(sorted(known))}")
-    kind = known[kind.lower()]
-    labels: dict[str, str | None] = {}
-    for text in options.labels:
-        key, equals, value = text.partition("=")
-        if not equals and not text.endswith("-"):
-            raise LabError(f"{text!r}: give KEY=VALUE to set a label, KEY- to remove it")
-        labels[key if equals else text[:-1]] = value if equals else None
-    lab.label(Key(kind, "" if kind in CLUSTER_SCOPED else options.namespace, name), labels)
+    if kind not in known:
+        raise LabError(f"{kind}/{name}: there is no object of this kind; kinds there are: {', '.join(sorted(known))}")
+    kind = known[kind]
+    key = Key(kind, "" if kind in CLUSTER_SCOPED else options.namespace, name)
+    labels = dict(options.labels)
+    lab.label(key, labels)
+    for condition in mislabelled({label: value for label, value in labels.items() if value is not None}):
+        print(f"gossamer lab: {key}: {condition.message}", file=sys.stderr)
     return 0
 
 

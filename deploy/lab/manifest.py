@@ -30,9 +30,22 @@ def key_of(item: Object) -> Key:
 
 
 def parse(text: str, file: str) -> list[Object]:
-    """All objects of a YAML stream, `List`s opened, nulls left out; LabError names file, object, field and cure."""
+    """All objects of a YAML stream, `List`s opened, nulls left out. LabError names file, object, field and cure, in a
+    line for each object that is wrong."""
+    objects: list[Object] = []
+    faults: list[str] = []
     try:
-        objects = [_checked(document, file) for document in resources.load(text, file=file)]
+        documents = resources.load(text, file=file)
+    except ParseError as error:
+        raise LabError(str(error)) from None
+    for document in documents:
+        try:
+            objects.append(_checked(document, file))
+        except ParseError as error:
+            faults.append(str(error))
+    if faults:
+        raise LabError("\n".join(faults))
+    try:
         _check_unique(objects, file)
     except ParseError as error:
         raise LabError(str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deploy.lab import agents, cgroup, fabric
@@ -19,9 +20,11 @@ def collect(lab: Lab) -> Json:
     layout, nodes = lab.layout, lab.nodes()
     cut = fabric.partitioned(layout, nodes)
     answers = {node.name: agents.ask_socket(agents.admin_socket(layout, node.name), "/status") for node in nodes}
-    said: dict[str, Json] = {}
-    for answer in answers.values():
-        said |= {pod["instance"]: pod for pod in (answer or {}).get("pods") or []}
+    said = {
+        node: {pod["instance"]: pod["state"] for pod in answer.get("pods") or []}
+        for node, answer in answers.items()
+        if answer is not None
+    }
     listed = [
         {
             "name": node.name,
@@ -46,11 +49,17 @@ def collect(lab: Lab) -> Json:
 
 
 def refused(lab: Lab) -> list[Json]:
-    """Objects that the controller (or a node) does not accept, each with its conditions that are not true."""
+    """Objects that are not in force as they are written, each with the conditions that say why."""
     answer = agents.ask_socket(agents.controller_socket(lab.layout), "/status") or {}
+    return not_in_force(answer.get("objects") or [])
+
+
+def not_in_force(objects: Iterable[Json]) -> list[Json]:
+    """Of the controller's objects those that it or a node does not accept, or takes only in part: then a condition is
+    true for another reason than acceptance (Istio's `UnsupportedValue`, a principal that never matches)."""
     found = []
-    for item in answer.get("objects") or []:
-        wrong = [condition for condition in item["conditions"] if condition["status"] != "True"]
+    for item in objects:
+        wrong = [c for c in item["conditions"] if c["status"] != "True" or c["reason"] != "Accepted"]
         if wrong:
             found.append({name: item[name] for name in ("kind", "namespace", "name")} | {"conditions": wrong})
     return found
@@ -60,10 +69,11 @@ def _state(running: bool) -> str:
     return "running" if running else "stopped"
 
 
-def _pod(lab: Lab, pod: Object, said: dict[str, Json]) -> Json:
+def _pod(lab: Lab, pod: Object, said: Mapping[str, Mapping[str, str]]) -> Json:
+    """`said`: by node, the state of each pod that its agent knows; a node whose agent says nothing is not in it."""
     meta, spec, status = pod["metadata"], pod["spec"], pod["status"]
     account = spec.get("serviceAccountName", "default")
-    known = said.get(meta["uid"])
+    known = said.get(spec["nodeName"])
     return {
         "namespace": meta["namespace"],
         "name": meta["name"],
@@ -73,7 +83,7 @@ def _pod(lab: Lab, pod: Object, said: dict[str, Json]) -> Json:
         "node": spec["nodeName"],
         "netns": str(lab.netns(pod)),
         "identity": str(SpiffeId("cluster.local", meta["namespace"], account)),
-        "enrolled": known["state"] == "enabled" if known else (False if lab.has_agents and said else None),
+        "enrolled": None if known is None else known.get(meta["uid"]) == "enabled",
         "ready": is_ready(pod),
         "phase": status["phase"],
         "restarts": sum(entry["restartCount"] for entry in status.get("containerStatuses") or []),
@@ -90,7 +100,7 @@ def tables(state: Json) -> list[Table]:
     return [
         table(_NODES, state["nodes"], title=f"lab {state['name']}: nodes"),
         table(_PODS, state["pods"], title="pods", note="none"),
-        table(_REFUSED, refused, title="objects that are not in force"),
+        table(_REFUSED, refused, title="objects that are not in force as written"),
     ]
 
 

@@ -13,7 +13,8 @@ runtime=(python3 python3-venv python3-dev python3-bpfcc libbpf1 linux-headers-am
          iproute2 nftables dnsmasq-base bubblewrap util-linux curl tcpdump ca-certificates make)
 tests=(mount openssl procps tshark clang libclang-rt-dev)
 
-step() { printf '  \033[36m•\033[0m %s\n' "$*" >&2; }
+bullet='•'; [ -t 2 ] && bullet=$'\033[36m•\033[0m'
+step() { printf '  %s %s\n' "$bullet" "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || die "needs root: it installs Debian packages and loads BPF programs; run it with sudo"

@@ -87,6 +87,9 @@ def test_an_agent_that_is_killed_stays_away_until_it_is_restarted(name: str) -> 
     assert cli("kill-agent", "--name", name, "n1").returncode == 0
     assert cli("kill-agent", "--name", name, "n1").returncode == 1
     assert agents.ask_socket(agents.admin_socket(lab.layout, "n1"), "/status") is None
+    state = json.loads(cli("status", "--name", name, "-o", "json").stdout)
+    assert {pod["enrolled"] for pod in state["pods"] if pod["node"] == "n1"} == {None}, "nobody says"
+    assert {pod["enrolled"] for pod in state["pods"] if pod["node"] == "n2"} == {True, False}
     assert lab.exec("client", ["curl", "-sS", "-m", "3", "http://ratings:9080/health"]).returncode != 0
     lab.exec("client", ["curl", "-sS", "-f", "-m", "5", "http://productpage:9080/health"], check=True)  # on this node
     assert cli("restart-agent", "--name", name, "n1").returncode == 0
@@ -123,6 +126,46 @@ def test_a_policy_that_is_refused_is_said(name: str) -> None:
         assert [(item["kind"], item["name"]) for item in state["refused"]] == [("AuthorizationPolicy", "wrong")]
     finally:
         lab.delete([Key("AuthorizationPolicy", "default", "wrong")])
+
+
+def test_a_policy_of_which_a_part_cannot_be_enforced_is_said(name: str) -> None:
+    lab = Lab(name)
+    try:
+        done = apply(name, f"{POLICY}spec: {{action: DENY, rules: [{{to: [{{operation: {{methods: [GET]}}}}]}}]}}\n")
+        assert done.returncode == 1
+        assert "AuthorizationPolicy wrong (default): not in force as written: ztunnel does not" in done.stderr
+        assert "will have no effect" in cli("status", "--name", name).stdout
+    finally:
+        lab.delete([Key("AuthorizationPolicy", "default", "wrong")])
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("bad key=x", 'metadata.labels[bad key]: "bad key" is not a label key'),
+        ("app=a b", 'metadata.labels[app]: "a b" is not a label value'),
+        ("=x", 'metadata.labels[]: "" is not a label key'),
+    ],
+)
+def test_a_label_that_is_none_to_kubernetes_is_not_set(name: str, label: str, says: str) -> None:
+    before = Lab(name).objects()
+    done = cli("label", "--name", name, "namespace/default", label)
+    assert done.returncode == 1 and f"gossamer lab: Namespace default: {says}" in done.stderr
+    assert Lab(name).objects() == before
+
+
+def test_a_label_with_a_value_that_nobody_heeds_is_set_and_said(name: str) -> None:
+    label = ("label", "--name", name, "pod/outsider")
+    done = cli(*label, "gossamer.io/direct=Off")
+    try:
+        assert done.returncode == 0 and '"Off" is neither on nor off' in done.stderr
+    finally:
+        assert cli(*label, "gossamer.io/direct-").stderr == ""
+
+
+def test_a_file_without_objects_is_a_mistake(name: str) -> None:
+    done = apply(name, "# nothing\n")
+    assert done.returncode == 1 and "gossamer lab: -: there is no object in it" in done.stderr
 
 
 def test_a_policy_that_cannot_be_read_changes_nothing(name: str) -> None:

@@ -55,7 +55,18 @@ def test_lab_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["lab"], ["lab", "up"], ["lab", "nothing"], ["lab", "status", "-o", "xml"]]
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["lab"],
+        ["lab", "up"],
+        ["lab", "nothing"],
+        ["lab", "status", "-o", "xml"],
+        ["lab", "label", "namespace", "a=b"],
+        ["lab", "label", "namespace/default", "a"],
+        ["lab", "logs", "client", "--tail", "-1"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

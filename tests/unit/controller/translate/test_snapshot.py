@@ -160,6 +160,22 @@ def test_a_pod_without_a_uid_is_not_enrolled_by_an_empty_one() -> None:
     assert (web.capture, web.tunnel_protocol) == (False, TunnelProtocol.NONE)
 
 
+def test_misspelt_labels_of_pods_and_namespaces_are_told() -> None:
+    text = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {gossamer.io/direct: "no"}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: shop, uid: u, labels: {istio.io/dataplane-mode: Ambient}}
+spec: {nodeName: n, containers: [{name: c, image: i}]}
+"""
+    made = translate(objects(text), enrolled=(), settings=SETTINGS)
+    told = {key.kind: [c.type for c in conditions] for key, conditions in made.conditions.items()}
+    assert told == {"Namespace": ["Labels"], "Pod": ["Labels"]}
+
+
 def test_two_with_one_address_are_both_told() -> None:
     text = (
         SHOP.replace("10.96.0.2", "10.96.0.1")

@@ -218,3 +218,23 @@ def test_labels_that_force_the_tunnel_or_tcp(field: str, own: str, namespace: st
         "acceleration": True,
         field: wanted,
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({}, []),
+        ({"istio.io/dataplane-mode": "ambient", "gossamer.io/direct": "off", "gossamer.io/acceleration": "on"}, []),
+        ({"istio.io/dataplane-mode": "none", "app": "anything"}, []),
+        ({"gossamer.io/direct": "Off"}, ['metadata.labels[gossamer.io/direct]: "Off" is neither on nor off; ']),
+        ({"gossamer.io/acceleration": ""}, ['metadata.labels[gossamer.io/acceleration]: "" is neither on nor off; ']),
+        (
+            {"istio.io/dataplane-mode": "enabled"},
+            ['metadata.labels[istio.io/dataplane-mode]: "enabled" is neither ambient nor none; '],
+        ),
+    ],
+)
+def test_a_label_that_nobody_heeds_is_told(labels: dict[str, str], told: list[str]) -> None:
+    found = list(workload.mislabelled(labels))
+    assert [c.message.removesuffix("it is as if the label were not there") for c in found] == told
+    assert all(c.status == "False" and c.reason == "UnknownValue" for c in found)

@@ -36,6 +36,17 @@ def test_documents_lists_and_empty_documents() -> None:
     assert [key_of(item) for item in parse(text, "f")] == [Key("Pod", "default", "p"), Key("Namespace", "", "n")]
 
 
+def test_every_object_that_is_wrong_is_said() -> None:
+    text = (
+        f"{pod('readinessProbe: {grpc: {port: 1}}')}---\n{POD}---\napiVersion: v1\nkind: Pot\nmetadata: {{name: q}}\n"
+    )
+    with pytest.raises(LabError) as told:
+        parse(text, "f.yaml")
+    first, second = str(told.value).splitlines()
+    assert first.startswith("f.yaml: Pod p (default): spec.containers[0].readinessProbe.grpc: ")
+    assert second.startswith("f.yaml: Pot q (default): kind: ")
+
+
 def test_an_object_is_kept_as_it_came_but_for_nulls() -> None:
     text = "{apiVersion: v1, kind: Namespace, metadata: {name: n, labels: null}, spec: {finalizers: [kubernetes]}}"
     expected = {
