@@ -60,6 +60,11 @@ class Ground:
         """Where the client and the server of a pair live."""
         return (self.nodes[0], self.nodes[0]) if self.together else self.nodes
 
+    @property
+    def inhabited(self) -> tuple[Machine, ...]:
+        """The nodes that have pods, and need an agent: what one has on every receive of the machine, two have twice."""
+        return tuple(dict.fromkeys(self.homes))
+
     def pair(self, place: Callable[[Machine, Pod], Path] | None = None, *, namespace: str = "bare") -> Pair:
         """Make the pods `client` and `server` of a namespace. `place` names the cgroup of each; without it they sit
         outside the nodes' cgroups, where nothing is attached."""

@@ -1,4 +1,4 @@
-"""Our mesh on the benchmark's ground: the real controller, the real agent on each node, two pairs of pods.
+"""Our mesh on the benchmark's ground: the real controller, the real agent on each node with pods, two pairs of them.
 
     plain     in the nodes' cgroups, so that every hook is around them, but not enrolled
     ambient   its namespace carries istio.io/dataplane-mode: ambient
@@ -53,7 +53,7 @@ class Mesh:
 
     @property
     def agents(self) -> tuple[Path, ...]:
-        return tuple(self.ground.layout.node_cgroup(node.name) / "agent" for node in self.ground.nodes)
+        return tuple(self.ground.layout.node_cgroup(node.name) / "agent" for node in self.ground.inhabited)
 
     def connections(self) -> list[dict[str, Any]]:
         """What the client node's agent says of its live connections."""
@@ -62,7 +62,7 @@ class Mesh:
 
     def refusals(self) -> str:
         """Why the agents have turned connections away so far, and how many; in words."""
-        found = [f"{node.name}: {text}" for node in self.ground.nodes if (text := _refusals(node))]
+        found = [f"{node.name}: {text}" for node in self.ground.inhabited if (text := _refusals(node))]
         return "refusals so far by the agents: " + ("; ".join(found) or "none")
 
 
@@ -84,7 +84,7 @@ def bring_up(
     labels = _LABELS | {f"neighbour{number}": _LABELS["ambient"] for number in range(neighbours)}
     for directory in (layout.cluster, layout.logs, layout.control):
         directory.mkdir(parents=True, exist_ok=True)
-    for node in ground.nodes:
+    for node in ground.inhabited:
         layout.pod_records(node.name).mkdir(parents=True, exist_ok=True)
         layout.node_dir(node.name).chmod(0o700)
         for child in ("agent", "kubelet", "host", "pods"):
@@ -111,10 +111,10 @@ def _start(ground: Ground, arguments: Sequence[str], lifetime: int | None) -> No
     fabric.make_machine(layout, control)
     fabric.set_routes(layout, control, ground.nodes)
     valid = () if lifetime is None else ("--certificate-lifetime", str(lifetime))
-    agents.start_controller(layout, [node.name for node in ground.nodes], arguments=valid)
+    agents.start_controller(layout, [node.name for node in ground.inhabited], arguments=valid)
     root = layout.control / "state" / "ca.crt"
     _until("the controller", lambda: "" if root.exists() else _tail(layout.logs / "controller.log"))
-    for node in ground.nodes:
+    for node in ground.inhabited:
         agents.start_agent(layout, node, arguments=("--log-level", "warn", *arguments))
 
 
@@ -123,7 +123,7 @@ def _waits_for(ground: Ground, ambient: Sequence[str]) -> str:
     expected = {Pod(namespace=namespace, name=name).uid for namespace in ambient for name in ("client", "server")}
     enrolled: set[str] = set()
     tunnels: list[str] = []
-    for node in ground.nodes:
+    for node in ground.inhabited:
         admin = agents.admin_socket(ground.layout, node.name)
         status = agents.ask_socket(admin, "/status")
         if not status or not status["ready"]:
@@ -134,8 +134,10 @@ def _waits_for(ground: Ground, ambient: Sequence[str]) -> str:
         tunnels += [one["namespace"] for one in known["workloads"] if one["protocol"] == "HBONE"]
     if enrolled != expected:
         return f"enrolled are {sorted(enrolled)}, should be {sorted(expected)}"
-    # Both nodes know both pods of each.
-    return "" if sorted(tunnels) == sorted(4 * list(ambient)) else f"workloads that take tunnels, by node: {tunnels}"
+    every = 2 * len(ground.inhabited)  # each node knows both pods of each
+    if sorted(tunnels) == sorted(every * list(ambient)):
+        return ""
+    return f"workloads that take tunnels, by node: {tunnels}"
 
 
 def _until(what: str, waits_for: Callable[[], str]) -> None:
