@@ -22,7 +22,6 @@ from typing import Protocol
 
 from bpf import Event, PodSlot
 from bpf.facts import Description
-from mesh.identity import SpiffeId
 from mesh.model import Workload
 from mesh.reason import Reason
 from mesh.snapshot import Snapshot
@@ -50,7 +49,7 @@ from ztunnel.metrics.scrape import Scrape
 from ztunnel.metrics.traffic import Traffic
 from ztunnel.metrics.trials import Trials
 from ztunnel.older import OlderConnection
-from ztunnel.orders import Close, Credentials, Engine, EngineFactory, Fact, Steering
+from ztunnel.orders import Close, Engine, EngineFactory, Fact, Steering
 from ztunnel.premises import ASIDE, SNAPSHOT, processes
 from ztunnel.roster import Pods
 from ztunnel.succession import Kernel as SuccessionKernel
@@ -116,13 +115,14 @@ class Agent:
             uplink=uplink,
             journal=Journal(path=config.run / SNAPSHOT),
             apply=self._swap,
+            settled=self.engine.settled,
             joined=lambda: self._certificates.retry(),  # noqa: PLW0108 - they are made below
             rng=self._rng,
         )
         self._certificates = Certificates(
             fetch=uplink.certificate,
-            changed=self._certified,
-            failed=self._uncertified,
+            changed=lambda credentials: self._pods.certified(credentials),  # noqa: PLW0108 - likewise
+            failed=lambda identity: self._pods.uncertified(identity),  # noqa: PLW0108
             rng=self._rng,
             now=_now,
         )
@@ -273,7 +273,8 @@ class Agent:
 
     def _blind(self) -> None:
         """Nobody can tell what is permitted any more."""
-        self.engine.lapse()  # and counts all that live
+        self._decider.blind = True  # to those too that are still to be told of
+        self.engine.lapse()
         for id_ in self.engine.counts():
             self.engine.order(Close(id=id_, reason=Reason.REVOKED, detail="the agent cannot learn what is permitted"))
 
@@ -281,12 +282,6 @@ class Agent:
 
     def _facts(self, facts: Sequence[Fact]) -> None:
         self._decider.facts(facts)
-
-    def _certified(self, credentials: Credentials) -> None:
-        self._pods.certified(credentials)
-
-    def _uncertified(self, identity: SpiffeId) -> None:
-        self._pods.uncertified(identity)
 
     def _swap(self, holdings: Holdings) -> None:
         """A new snapshot is in force: what it forbids is closed before anything else runs on the loop."""

@@ -68,6 +68,7 @@ class Decider:
     stands: Stands | None = None  # None: every connection is asked about
     each: Callable[[], bool] = lambda: True  # whether those that have passed are to be told one by one
     monotonic_ns: Callable[[], int] = time.monotonic_ns
+    blind: bool = False  # nobody can tell any more what is permitted: nothing goes on that is told of late
     _waiting: deque[tuple[float, Question]] = field(default_factory=deque)  # in the order of their deadlines
     _timer: asyncio.TimerHandle | None = None
 
@@ -91,7 +92,8 @@ class Decider:
                     assert_never(fact)
 
     def swapped(self) -> None:
-        """There is a new snapshot: close what lost its permission, answer those who waited for their workload."""
+        """There is a new snapshot: close what lost its permission, answer those who waited for their workload. Those
+        under standing orders are judged as they are told of."""
         snapshot = self.snapshot()
         if self.stands is not None:
             self.stands.lapse()
@@ -158,7 +160,9 @@ class Decider:
         ago = timedelta(microseconds=(self.monotonic_ns() - fact.began_ns) / 1000)
         connection = fact.under.begun(fact, self.now() - ago)
         self.connections.begin(connection)
-        if fact.under.snapshot is not snapshot:
+        if self.blind:
+            self._close(Close(id=fact.id, reason=Reason.REVOKED, detail="the agent cannot learn what is permitted"))
+        elif fact.under.snapshot is not snapshot:
             close = self.connections.judged(connection, snapshot)
             if close is not None:
                 self._close(close)

@@ -291,7 +291,12 @@ class Engine(Protocol):
         """Go by it until `lapse`; at the engine's discretion, which may ask again at any time."""
 
     def lapse(self) -> None:
-        """No order stands any more. When this returns, `report` was told of every connection that lives under one."""
+        """No order stands any more: no connection begins under one that was given until now. `report` will be told of
+        every connection that lives under one; see `settled`."""
+
+    async def settled(self) -> None:
+        """Until `report` was told of every connection that lives under an order that has lapsed. As long as it takes:
+        not before a thread that is stuck goes on."""
 
     def counts(self) -> Mapping[int, tuple[int, int]]:
         """Live connections that `report` was told of: id -> (sent, received)."""

@@ -1,8 +1,9 @@
 """The delta stream from the controller: Hello with what is held, Update applied, Ack or Nack, PodStatus.
 
 Tightening goes before loosening by construction: an Update becomes one snapshot, `apply` swaps it in whole and closes
-what lost its permission before anything else runs on the loop, and only then is it acknowledged. No decision ever
-sees half of an Update, so no order of its parts can open what the whole forbids.
+what lost its permission before anything else runs on the loop. No decision ever sees half of an Update, so no order of
+its parts can open what the whole forbids. It is acknowledged when nothing is left that nobody has judged by it; whoever
+holds that up, a thread that is stuck, holds up nothing else.
 
 While the controller is away the last snapshot goes on serving, and the journal carries it over a restart.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -40,11 +41,13 @@ class Gibberish(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Sync:
-    """One node's end of the stream. `apply` gets each new Holdings, `joined` is called after each Hello."""
+    """One node's end of the stream. `apply` gets each new Holdings, `settled` ends when all that is open was judged by
+    them, `joined` is called after each Hello."""
 
     uplink: Uplink
     journal: Journal
     apply: Callable[[Holdings], None]
+    settled: Callable[[], Awaitable[object]]
     joined: Callable[[], None]
     rng: Rng
     holdings: Holdings = field(default_factory=Holdings)
@@ -139,15 +142,18 @@ class Sync:
             self._outgoing.set()
             self.joined()
             async with asyncio.TaskGroup() as tasks:
+                answers: asyncio.Queue[Ack | Nack] = asyncio.Queue()
                 sending = tasks.create_task(self._send_statuses(socket), name="pod statuses")
-                await self._receive(socket)
+                answering = tasks.create_task(self._send_answers(socket, answers), name="answers")
+                await self._receive(socket, answers)
                 sending.cancel()
+                answering.cancel()
 
-    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse, answers: asyncio.Queue[Ack | Nack]) -> None:
         async for message in socket:
             if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 break
-            await socket.send_bytes(encode(self._answer(message.data)))
+            answers.put_nowait(self._answer(message.data))
         failure = socket.exception()
         self.error = str(failure) if failure is not None else f"closed by the controller ({socket.close_code})"
 
@@ -168,6 +174,12 @@ class Sync:
         for key, why in errors.items():
             log.error("%s was not applied, its last good state stays: %s", key, why)
         return Nack(nonce=update.nonce, errors=errors)
+
+    async def _send_answers(self, socket: aiohttp.ClientWebSocketResponse, answers: asyncio.Queue[Ack | Nack]) -> None:
+        while True:
+            answer = await answers.get()
+            await self.settled()
+            await socket.send_bytes(encode(answer))
 
     async def _send_statuses(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

@@ -64,6 +64,15 @@ cdef void check_fields(Cursor *record) noexcept nogil:
         seam_fail(b"more header fields than were counted")
 
 
+cdef void under_read(Cursor *record) noexcept nogil:
+    """The alternative of a connection."""
+    cdef uint64_t number = cursor_number(record)
+    if not 0 < number <= world.alternatives:
+        seam_fail(b"a connection under an order that nobody gave")
+    if number <= world.lapsed or world.spent[number - (number - 1) % 2] == LOOPS:
+        seam_fail(b"a connection under an order that is over")
+
+
 cdef void fact_read(Cursor *record) noexcept nogil:
     cdef uint64_t kind = cursor_number(record)
     cdef uint64_t id
@@ -87,16 +96,27 @@ cdef void fact_read(Cursor *record) noexcept nogil:
         cursor_number(record)
         known_add(id, cursor_number(record))
         known_find(id).ordered = True
+        under_read(record)
         world.asked += 1
     elif kind == FACT_PASSED:
         cursor_number(record)
-        if not 0 < cursor_number(record) <= world.alternatives:
-            seam_fail(b"a connection under an order that nobody gave")
+        under_read(record)
         cursor_bytes(record, &length)
         record.at += 5 * sizeof(uint64_t)
         if record.at != record.end:
             seam_fail(b"a fact of another length")
         world.asked += 1
+    elif kind == FACT_SPENT:
+        cursor_number(record)
+        id = cursor_number(record)
+        if not 0 < id <= world.alternatives or world.spent[id] == LOOPS:
+            seam_fail(b"the end of an order that did not stand")
+        world.spent[id] += 1
+    elif kind == FACT_LAPSED:
+        if cursor_number(record) == world.fence:  # an earlier one counts for nothing
+            world.behind -= 1
+            if world.behind == 0:
+                world.lapsed = world.fenced
     elif kind == FACT_ENDED:
         known_ended(cursor_number(record))
     elif kind == FACT_POD_GONE:
@@ -154,12 +174,13 @@ cdef void stand(const Kind *kind, bint tunnel, const char *key) noexcept nogil:
     cdef Batch piece
     cdef int i, each
     cdef Batch outer
-    if kind.length == 0:
+    if kind.length == 0 or world.alternatives + 2 > SOME:
         return
     for i in range(LOOPS):
         batch_begin(&world.batch, ORDER_STAND)
         batch_number(&world.batch, POD_NUMBER)
         batch_bytes(&world.batch, kind.data, kind.length)
+        batch_number(&world.batch, world.shared.generation)
         batch_number(&world.batch, 2)
         for each in range(2):
             batch_number(&world.batch, world.alternatives + 1 + each)
@@ -180,6 +201,22 @@ cdef void stand(const Kind *kind, bint tunnel, const char *key) noexcept nogil:
             buffer_free(&piece.records)
         order_send(world.loops[i])
     world.alternatives += 2
+
+
+cdef void recall(const Kind *kind) noexcept nogil:
+    cdef int i
+    for i in range(LOOPS):
+        batch_begin(&world.batch, ORDER_RECALL)
+        batch_number(&world.batch, POD_NUMBER)
+        batch_bytes(&world.batch, kind.data, kind.length)
+        order_send(world.loops[i])
+
+
+cdef void lapse() noexcept nogil:
+    world.shared.generation += 1
+    world.fence += 1
+    world.fenced, world.behind = world.alternatives, LOOPS
+    pod_order(ORDER_LAPSE, world.fence)
 
 
 cdef void decide(Known *known, int choice, int variant) noexcept nogil:

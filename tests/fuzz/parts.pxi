@@ -123,3 +123,78 @@ def check_waiting():
     vigil.credit = 0
     assert vigil_wait(&vigil, epoll, events, 1, &now) == 0 and vigil.sleeps == 1
     close_(epoll)
+
+
+cdef Standing *standing_made(Loop *loop, const char *kind, uint64_t first) noexcept nogil:
+    """Of two alternatives."""
+    cdef Standing *self = <Standing *>make(sizeof(Standing))
+    buffer_append(&self.kind, kind, strlen(kind))
+    self.holders, self.generation, self.count = 1, loop.shared.generation, 2
+    self.alternatives = <Alternative *>make(2 * sizeof(Alternative))
+    self.alternatives[0].number, self.alternatives[1].number = first, first + 1
+    return self
+
+
+cdef Standing *standing_known(Pod *pod, const char *text) noexcept nogil:
+    cdef Kind kind
+    kind.length = strlen(text)
+    memcpy(kind.data, text, kind.length)
+    return standing_find(pod, &kind)
+
+
+cdef list spent_read(Loop *loop):
+    """First alternatives of those orders that are spent."""
+    cdef Cursor rest, record
+    cdef list numbers = []
+    rest.at = buffer_start(&loop.facts.records)
+    rest.end = rest.at + loop.facts.records.length
+    while cursor_record(&rest, &record):
+        assert cursor_number(&record) == FACT_SPENT and cursor_number(&record) == 7
+        numbers.append(cursor_number(&record))
+    buffer_drop(&loop.facts.records, loop.facts.records.length)
+    return numbers
+
+
+def check_standing():
+    """Many kinds are told apart; one that is recalled is spent once, when the last one under it was told of; those of
+    another generation are not found, whatever the thread has done since."""
+    cdef Loop *loop = <Loop *>make(sizeof(Loop))
+    cdef Pod *pod = <Pod *>make(sizeof(Pod))
+    cdef Standing *held
+    loop.shared = <Shared *>make(sizeof(Shared))
+    loop.allowances.seed = 12
+    pod.loop, pod.number = loop, 7
+    kinds = [b"kind %d" % i for i in range(3000)]
+    assert standing_known(pod, kinds[0]) == NULL
+    for i, kind in enumerate(kinds):
+        standing_put(pod, standing_made(loop, kind, 1 + 2 * i))
+    for i, kind in enumerate(kinds):
+        assert standing_known(pod, kind).alternatives[0].number == <uint64_t>(1 + 2 * i)
+    assert standing_known(pod, b"kind") == NULL and standing_known(pod, b"kind 30000") == NULL
+    held = standing_known(pod, kinds[5])
+    held.holders += 1  # somebody has begun
+    for kind in (kinds[5], kinds[6], b"kind"):
+        standing_recall(pod, kind, len(kind))
+        assert standing_known(pod, kind) == NULL
+    assert spent_read(loop) == [13]
+    standing_put(pod, standing_made(loop, kinds[5], 9001))
+    assert standing_known(pod, kinds[5]).alternatives[0].number == 9001
+    standing_release(pod, held)
+    assert spent_read(loop) == [11]
+    standing_off(pod, kinds[8], len(kinds[8]))
+    assert standing_known(pod, kinds[8]) == NULL and standing_known(pod, kinds[9]) != NULL
+    loop.shared.generation += 1
+    assert not any(standing_known(pod, kind) != NULL for kind in kinds), "they have lapsed"
+    standing_put(pod, standing_made(loop, kinds[3], 9003))
+    assert standing_known(pod, kinds[3]).alternatives[0].number == 9003
+    held = standing_known(pod, kinds[3])
+    held.holders += 1
+    standing_lapse(pod)
+    assert standing_known(pod, kinds[3]) == NULL
+    standing_release(pod, held)
+    assert spent_read(loop) == [], "of those that lapse nothing is said"
+    buffer_free(&loop.facts.records)
+    free(pod.standing)
+    free(pod)
+    free(loop.shared)
+    free(loop)

@@ -17,7 +17,7 @@ cdef enum Step:
     CAPTURE                  # an application connects: 0 to the outside, 1 plaintext from outside
     DECIDE                   # connection, Choice, variant
     CHANGE                   # the pod: 0 a new certificate, 1 a stranger's, 2 unlisten, 3 retire, 4 drop, 5 pause;
-                             # LAPSE: no order stands
+                             # LAPSE: no order stands; RECALL, connection: none for those like it
     STUMBLE                  # errno of the next connect()
     CUT                      # TLS left out: 0 close_notify, 1 an error, at the end of what comes next
     SHAKE                    # far, offset:16, xor, percent: what an honest peer says next, changed there and cut short
@@ -29,6 +29,7 @@ cdef enum Step:
 
 cdef enum:
     LAPSE = 77
+    RECALL = 78
     AT_ONCE = 64 << 10       # written to a far end before the loop has turned
     MOST_SAID = 1 << 20      # by one script
 
@@ -232,7 +233,12 @@ cdef void step_change(Script *self) noexcept nogil:
     cdef uint32_t what = script_byte(self)
     cdef int i
     if what == LAPSE:
-        pod_order(ORDER_LAPSE, 0)
+        lapse()
+        return
+    if what == RECALL:
+        what = script_byte(self)
+        if world.known_count:
+            recall(&world.known[what % <uint32_t>world.known_count].kind)
         return
     what %= 6
     if what < 2:

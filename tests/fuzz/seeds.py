@@ -24,6 +24,7 @@ from tests.fuzz.steps import (
     NO_STREAMS,
     NOTHING,
     PLAIN,
+    RECALL,
     REFUSAL,
     SILENT,
     SMALL,
@@ -145,6 +146,12 @@ def server() -> Seeds:
         "standing-plaintext",
         bytes([NOTHING | GREETED]) + step("CAPTURE", 1) + step("DECIDE", 0, PLAIN, STANDING)
         + step("CAPTURE", 1) + step("STUMBLE", 1) + step("CAPTURE", 1) + step("CHANGE", 4),
+    )  # fmt: skip
+    yield (
+        "standing-recalled",
+        bytes([NOTHING | GREETED]) + step("CAPTURE", 1) + step("DECIDE", 0, PLAIN, STANDING) + step("CAPTURE", 1)
+        + step("CHANGE", RECALL, 0) + step("CAPTURE", 1) + step("DECIDE", 1, PLAIN, STANDING) + step("CAPTURE", 1)
+        + step("WAIT", 1) + step("LEAVE", 2, 0) + step("CHANGE", RECALL, 0),
     )  # fmt: skip
     for number, claim in enumerate(('[fd00::]:0"', '[fd00::]:65536"', "[fd00::]:1", "[fd00::]:", "")):
         yield f"not-standing-{number}", start + _asked(3, f'for="{claim}') + data

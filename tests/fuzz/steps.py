@@ -18,6 +18,8 @@ STANDING = 16
 """Added to a decision's variant: an order for all like it."""
 LAPSE = 77
 """A change: no order stands."""
+RECALL = 78
+"""A change, with the number of a connection: no order for those like it."""
 ON = 0x80
 """Added to a step: no turn of the loop after it."""
 

@@ -80,7 +80,12 @@ cdef struct World:
     const char *haste        # what who is dialled says before anything is asked; NULL: nothing
     size_t haste_length
     long asked               # for tunnels, or for what stands
-    uint64_t alternatives
+    uint64_t alternatives    # given; two to each order
+    uint64_t lapsed          # up to this one
+    uint64_t fenced          # and up to this one, when as many loops as are behind have come by the fence
+    uint64_t fence
+    int behind
+    uint8_t spent[4098]      # loops that have, by the first alternative of an order
     long dialled
     SSL *nobody              # to ask about certificates
     uint8_t *heard
@@ -238,6 +243,8 @@ cdef void world_begin() noexcept nogil:
     memset(world.shared.refused, 0, sizeof(world.shared.refused))
     seam_end = seam_code = seam_small = seam_looks = 0
     world.haste, world.asked, world.dialled, world.gone = NULL, 0, 0, 0
+    world.alternatives = world.lapsed = world.fenced = world.behind = 0
+    memset(world.spent, 0, sizeof(world.spent))
     world.automatic, world.said, world.said_length, world.strange = CHOOSE_NOTHING, NULL, 0, False
     pod_enrol()
     pod_certify(world.ours)

@@ -7,7 +7,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
     listeners     a pod's listeners in its netns
     limits        what a pod, a peer and a connection may use
     pod, census   what Python knows of a pod; a look inside the threads
-    standing      which kinds of connections Python need not be asked about
+    standing, book  which kinds of connections Python need not be asked about
     threads       how they are begun; with maps of the kernel side
     _pump         one compiled module of these parts, in the order of its includes:
       system, openssl  declarations

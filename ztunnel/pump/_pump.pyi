@@ -44,9 +44,6 @@ class Pump:
         """An eventfd, readable when there are facts."""
     def counts(self) -> dict[int, tuple[int, int]]:
         """Connections that Python was told of and whose Ended was not taken yet: (sent, received)."""
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes of facts that `facts` has gone through; of those that are there now."""
     def facts(self, most: int) -> list[tuple[Any, ...]]:
         """What happened next, in order, at most so many; none: nothing has. The first item of each names it."""
     def fail(self, number: int, reason: int, detail: str, close: bool) -> None: ...
@@ -67,8 +64,12 @@ class Pump:
         """For all connections of this kind to the pod. Each alternative: number, sum of the weights up to it, is it a
         tunnel, is it a last hop, ip, port; of a tunnel also key, source, expected, authority, as bytes; headers. The
         numbers follow each other. ValueError."""
-    def lapse(self, number: int) -> None:
-        """No order of the pod stands when it returns, 0: of any; `facts` has what lived under one."""
+    def recall(self, number: int, kind: bytes) -> None:
+        """The order for this kind is over. Each thread says ("spent", pod, first alternative) after the last fact
+        that names one of its alternatives."""
+    def lapse(self, number: int, fence: int) -> None:
+        """No connection begins under an order of the pod, 0: of any, that was given until now. Each thread says
+        ("lapsed", fence) after the last fact that names one of their alternatives."""
     def socket(self, netns: int, six: bool, bind: str | None) -> tuple[int, int]:
         """(descriptor, socket cookie); OSError."""
     def pod(

@@ -67,8 +67,8 @@ class PumpEngine:
         self._limits = limits or Limits()
         self._steering, self._report = steering, report
         self._pump = begin(self._limits, threads, accelerated, maps)
-        self._standing = StandingOrders(self._pump, self._full)
-        self._telling = self._stopped = False
+        self._standing = StandingOrders(self._pump)
+        self._stopped = False
         self._pods: dict[str, Pod] = {}
         self._numbered: dict[int, Pod] = {}  # gone ones too, until the thread has said so
         self._last_pod = 0
@@ -124,10 +124,10 @@ class PumpEngine:
             os.close(state.netns)
         state.netns, state.addresses, state.listening = os.dup(netns), tuple(addresses), True
         state.cookie = cookie
-        state.kinds.clear()
         fds = [None if sock is None else sock.detach() for sock in sockets]
         state.life += 1
         self._pump.pod(state.number, state.life, state.title, trust_domain, os.dup(netns), cookie, fds)
+        self._standing.lapse(state.number, [state])
         outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
         assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
         return Listeners(
@@ -182,7 +182,11 @@ class PumpEngine:
             self._standing.give(standing, self._owners[standing.id])
 
     def lapse(self) -> None:
-        self._lapse(0, list(self._numbered.values()))
+        if not self._stopped:
+            self._standing.lapse(0, list(self._numbered.values()))
+
+    async def settled(self) -> None:
+        await self._standing.settled()
 
     def counts(self) -> Mapping[int, tuple[int, int]]:
         counts = self._pump.counts()
@@ -218,6 +222,7 @@ class PumpEngine:
         await asyncio.to_thread(self._pump.stop)
         self._loop.remove_reader(self._pump.fileno())
         self._take_facts()
+        self._standing.end()
 
     # Orders
 
@@ -256,31 +261,11 @@ class PumpEngine:
         key, source, expected = packed(order.key, pod.name)
         self._pump.tunnel(order.id, key, source, expected, *order.key.address, order.authority, order.headers)
 
-    def _full(self, pod: Pod) -> None:
-        """Not while facts are being reported: there may be more of them."""
-        self._loop.call_soon(self._lapse, pod.number, [pod])
-
-    def _lapse(self, number: int, pods: Sequence[Pod]) -> None:
-        if self._stopped:
-            return
-        self._pump.lapse(number)
-        last = self._standing.lapsed(pods)
-        if self._telling:  # what is told then comes after what is being told now
-            self._loop.call_soon(self._standing.forget, pods, last, self._take_facts_of_now)
-        else:
-            self._standing.forget(pods, last, self._take_facts_of_now)
-
     # Facts
 
     def _take_facts(self) -> None:
         while self._take_some_facts():
             pass
-
-    def _take_facts_of_now(self) -> None:
-        """And not those that come meanwhile: there may always be some."""
-        taken, waiting = self._pump.progress
-        while self._pump.progress[0] < taken + waiting:
-            self._take_some_facts()
 
     def _take_some_facts(self) -> bool:
         """Not all at once: between them others have their turn. False: there were none."""
@@ -303,7 +288,6 @@ class PumpEngine:
             return None
 
     def _tell(self, facts: Sequence[Fact]) -> None:
-        self._telling = True
         try:
             self._report(facts)
         except Exception:
@@ -311,8 +295,6 @@ class PumpEngine:
             for fact in facts:
                 if isinstance(fact, Captured | Plaintext | Offered) and fact.id in self._undecided:  # and stays so
                     self._pump.fail(fact.id, Reason.INTERNAL, "a fault of the agent", False)
-        finally:
-            self._telling = False
 
     def _asked(self, number: int, pod: int, kind: bytes) -> Pod:
         owner = self._owners[number] = self._numbered[pod]
@@ -356,6 +338,12 @@ class PumpEngine:
     def _passed(self, pod: int, *rest: Any) -> Passed:
         self._emptied.set()
         return standing.passed(self._numbered[pod], *rest)
+
+    def _lapsed(self, fence: int) -> None:
+        self._standing.lapsed(fence)
+
+    def _spent(self, pod: int, first: int) -> None:
+        self._numbered[pod].book.spent(first, self._pump.threads)
 
     def _opened(self, number: int, peer: str, upstream: Told) -> Opened:
         return Opened(id=number, peer=SpiffeId.parse(peer) if peer else None, upstream=address(*upstream))
@@ -401,6 +389,8 @@ _READERS: dict[str, Callable[..., Fact | None]] = {
     "offered": PumpEngine._offered,
     "begun": PumpEngine._begun,
     "passed": PumpEngine._passed,
+    "lapsed": PumpEngine._lapsed,
+    "spent": PumpEngine._spent,
     "opened": PumpEngine._opened,
     "ended": PumpEngine._ended,
     "deaf": PumpEngine._deaf,

@@ -174,7 +174,6 @@ cdef class Pump:
     cdef Batch orders
     cdef Buffer taken        # facts
     cdef Cursor rest         # of them
-    cdef uint64_t consumed   # bytes of facts
     cdef dict meters         # id -> Meter *, as a number
     cdef int64_t home
     cdef uint64_t home_inode
@@ -285,26 +284,16 @@ cdef class Pump:
 
     # Facts
 
-    @property
-    def progress(self):
-        cdef uint64_t waiting = self.rest.end - self.rest.at
-        pthread_mutex_lock(&self.shared.facts.lock)
-        waiting += self.shared.facts.waiting.length
-        pthread_mutex_unlock(&self.shared.facts.lock)
-        return self.consumed, waiting
-
     def facts(self, int most):
         cdef Cursor record
         cdef list facts = []
         cdef dict passed = {}
         cdef uint64_t one = 1, kind
         cdef int told = 0
-        cdef const uint8_t *begin
         if self.rest.at == self.rest.end:
             mail_take(&self.shared.facts, &self.taken)
             self.rest.at = buffer_start(&self.taken)
             self.rest.end = self.rest.at + self.taken.length
-        begin = self.rest.at
         while len(facts) < most and told < PASSED_AT_ONCE and cursor_record(&self.rest, &record):
             memcpy(&kind, record.at, sizeof(kind))
             if kind == FACT_PASSED:
@@ -312,7 +301,6 @@ cdef class Pump:
                 told += 1
             else:
                 facts.append(self._fact(&record))
-        self.consumed += self.rest.at - begin
         facts[:0] = [  # before their pod is gone
             ("passed", pod, alternative, peer.decode(), count, sent, received, bytes(each))
             for (pod, alternative, peer), (count, sent, received, each) in passed.items()
@@ -354,6 +342,10 @@ cdef class Pump:
             return "turned away", cursor_number(record), text_of(record)
         if kind == FACT_LOG:
             return "log", text_of(record)
+        if kind == FACT_LAPSED:
+            return "lapsed", cursor_number(record)
+        if kind == FACT_SPENT:
+            return "spent", cursor_number(record), cursor_number(record)
         if kind == FACT_DEAF:
             return "deaf", cursor_number(record)
         if kind == FACT_WITHDRAW:
@@ -441,6 +433,7 @@ cdef class Pump:
                 batch_begin(orders, ORDER_STAND)
                 batch_number(orders, number)
                 put_bytes(orders, kind)
+                batch_number(orders, atomic_get64(&self.shared.generation, RELAXED))
                 batch_number(orders, len(alternatives))
                 for alternative, upto, tunnel, last_hop, ip, port, *rest, headers in alternatives:
                     batch_number(orders, alternative)
@@ -460,15 +453,20 @@ cdef class Pump:
         finally:
             buffer_free(&piece.records)
 
-    def lapse(self, uint64_t number):
+    def recall(self, uint64_t number, bytes kind):
         cdef int64_t i
         for i in range(self.shared.threads):
-            batch_begin(&self.orders, ORDER_LAPSE)
+            batch_begin(&self.orders, ORDER_RECALL)
             batch_number(&self.orders, number)
-            batch_number(&self.orders, 0)
+            put_bytes(&self.orders, kind)
             self._send(self.loops[i])
+
+    def lapse(self, uint64_t number, uint64_t fence):
+        cdef int64_t i
+        if number == 0:
+            atomic_set64(&self.shared.generation, self.shared.generation + 1, RELAXED)
         for i in range(self.shared.threads):
-            self._wait(self.loops[i])
+            self._of_pod(self.loops[i], ORDER_LAPSE, number, fence)
 
     def socket(self, int netns, bint six, str bind):
         """A tuned socket in a netns, bound to an address without taking a port now: connect() then chooses one that is

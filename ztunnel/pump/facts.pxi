@@ -7,6 +7,8 @@ cdef enum Fact:
     FACT_ENDED               # id, reason, detail
     FACT_BEGUN               # id, pod, meter, alternative, port of the client, trace, when
     FACT_PASSED              # pod, alternative, peer, port of the client, sent, received, since, until
+    FACT_LAPSED              # fence
+    FACT_SPENT               # pod, alternative
     FACT_DEAF                # pod
     FACT_TURNED_AWAY         # reason, text
     FACT_LOG                 # text
@@ -105,6 +107,21 @@ cdef void fact_number(Loop *loop, Fact kind, uint64_t number) noexcept nogil:
     batch_begin(&loop.facts, kind)
     batch_number(&loop.facts, number)
     batch_end(&loop.facts)
+
+
+cdef void fact_lapsed(Loop *loop, uint64_t fence) noexcept nogil:
+    """All that this thread will ever say about connections under orders of before has been said."""
+    loop.urgent = True
+    fact_number(loop, FACT_LAPSED, fence)
+
+
+cdef void fact_spent(Pod *pod, uint64_t alternative) noexcept nogil:
+    """As `fact_lapsed`, about a standing order that was recalled, by its first alternative."""
+    cdef Batch *facts = &pod.loop.facts
+    batch_begin(facts, FACT_SPENT)
+    batch_number(facts, pod.number)
+    batch_number(facts, alternative)
+    batch_end(facts)
 
 
 cdef void fact_deaf(Pod *pod) noexcept nogil:

@@ -64,6 +64,7 @@ cdef struct Shared:
     bint accelerated         # sockets of applications may be in a sockhash
     Loop **loops             # all `threads` of them
     Maps maps
+    uint64_t generation      # atomic; of standing orders: those of another one have lapsed
     Mail facts
 
 

@@ -9,14 +9,16 @@ cdef enum Order:
     ORDER_CREDENTIALS        # pod, Contexts
     ORDER_UNLISTEN           # pod
     ORDER_DROP               # pod, reason
-    ORDER_STAND              # pod, kind, alternatives
-    ORDER_LAPSE              # pod, 0: all; alternative, 0: all
+    ORDER_STAND              # pod, kind, generation, alternatives
+    ORDER_RECALL             # pod, kind
+    ORDER_LAPSE              # pod, 0: all; fence
     ORDER_RETIRE             # pod: open connections go on, tunnels are given no new ones
     ORDER_PAUSE              # of all pods' listeners
     ORDER_CENSUS             # Census
     ORDER_CLEAR              # drop all pods
     ORDER_STOP
     # Of one thread to another
+    ORDER_ASK                # pod, kind: although an order stands
     ORDER_SERVE              # pod, descriptor, captured?, peer, local: a connection that was accepted
     ORDER_ADOPT              # pod, Tunnel: one that was accepted and verified
     ORDER_FORGET             # Peer: one of its tunnels is closed
@@ -104,14 +106,16 @@ cdef void order_pod(Loop *loop, Cursor *record) noexcept nogil:
         pod = pod_new(loop, common.number)
     pod_close_listeners(pod)
     pod_live(pod, common)
-    passages_tell(loop, pod)
-    standing_lapse(pod, 0)
+    passages_tell(loop, pod.number)
+    standing_lapse(pod)
     for door in range(DOORS):
         pod.listeners[door].fd = <int>cursor_number(record)
 
 
 cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noexcept nogil:
     cdef Contexts *contexts
+    cdef const uint8_t *data
+    cdef size_t length
     cdef int door
     if kind == ORDER_CREDENTIALS:
         contexts = <Contexts *>cursor_number(record)
@@ -125,6 +129,12 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
         return
     elif kind == ORDER_STAND:
         standing_put(pod, standing_read(record))
+    elif kind == ORDER_RECALL:
+        data = <const uint8_t *>cursor_bytes(record, &length)
+        standing_recall(pod, data, length)
+    elif kind == ORDER_ASK:
+        data = <const uint8_t *>cursor_bytes(record, &length)
+        standing_off(pod, data, length)
     elif kind == ORDER_START:
         for door in range(DOORS):
             listener_start(&pod.listeners[door])
@@ -139,16 +149,15 @@ cdef void order_of_pod(Loop *loop, uint64_t kind, Pod *pod, Cursor *record) noex
 
 
 cdef void order_lapse(Loop *loop, Cursor *record) noexcept nogil:
-    """Who lives under what lapses is told of."""
+    """Who lives under what lapses is told of, before the fence."""
     cdef uint64_t number = cursor_number(record)
-    cdef uint64_t alternative = cursor_number(record)
     cdef Pod *pod = loop.pods
+    passages_tell(loop, number)
     while pod != NULL:
         if number == 0 or number == pod.number:
-            standing_lapse(pod, alternative)
+            standing_lapse(pod)
         pod = pod.chained
-    if alternative == 0:
-        passages_tell(loop, pod_find(loop, number) if number else NULL)
+    fact_lapsed(loop, cursor_number(record))
 
 
 cdef void order_pause(Loop *loop) noexcept nogil:

@@ -4,6 +4,7 @@
 
 cdef struct Passage:
     # What Python has not been told. Owned by its connection, until it has.
+    Standing *standing       # held
     uint64_t alternative     # that it went by
     bint captured
     double begun
@@ -21,7 +22,8 @@ cdef void passage_begin(
     cdef Loop *loop = self.loop
     cdef Alternative *chosen = standing_draw(standing, &loop.lots)
     cdef Passage *passage = <Passage *>make(sizeof(Passage))
-    passage.alternative, passage.captured = chosen.number, captured
+    standing.holders += 1
+    passage.standing, passage.alternative, passage.captured = standing, chosen.number, captured
     passage.begun, passage.client = loop.now, client[0]
     self.passage, self.ordered = passage, True
     timer_stop(&self.timer)
@@ -127,6 +129,7 @@ cdef void passage_opened(Passage *self, const char *peer, const Address *upstrea
 
 cdef void passage_free(Connection *self) noexcept nogil:
     timer_stop(&self.passage.due)
+    standing_release(self.pod, self.passage.standing)
     free(self.passage.peer)
     free(self.passage)
     self.passage = NULL
@@ -163,15 +166,15 @@ cdef void passage_tell(Connection *self) noexcept nogil:
     passage_free(self)
 
 
-cdef void passages_tell(Loop *loop, const Pod *pod) noexcept nogil:
-    """All that live, of one pod or, for NULL, of all pods, whatever it costs."""
+cdef void passages_tell(Loop *loop, uint64_t number) noexcept nogil:
+    """All that live, of one pod or, for 0, of all, whatever it costs."""
     cdef Timer *timer = loop.timers[<int>TELL].first
     cdef Timer *after
     cdef Connection *connection
     while timer != NULL:
         after = timer.following
         connection = <Connection *>timer.owner
-        if pod == NULL or connection.pod == pod:
+        if number == 0 or connection.pod.number == number:
             passage_tell(connection)
         timer = after
 
@@ -185,20 +188,21 @@ cdef bint passage_over(Connection *self, int reason) noexcept nogil:
         passage_free(self)
         return True
     if not passage_charge(self):
-        passage_lapse(self)
+        passage_ask(self)
     passage_tell(self)
     return False
 
 
-cdef void passage_lapse(Connection *self) noexcept nogil:
+cdef void passage_ask(Connection *self) noexcept nogil:
     """Connections of this kind fail faster than Python has time for. It is asked about the next ones, and so they are
     limited as what is asked about is; by the pod's home, which accepts them."""
     cdef Loop *loop = self.loop
+    cdef Standing *standing = self.passage.standing
     cdef Loop *home = loop.shared.loops[self.pod.number % loop.shared.threads]
-    standing_lapse(self.pod, self.passage.alternative)
+    standing.off = True
     if home == loop:
         return
-    batch_begin(&loop.posts, ORDER_LAPSE)
+    batch_begin(&loop.posts, ORDER_ASK)
     batch_number(&loop.posts, self.pod.number)
-    batch_number(&loop.posts, self.passage.alternative)
+    batch_bytes(&loop.posts, buffer_start(&standing.kind), standing.kind.length)
     loop_post(loop, home)

@@ -130,7 +130,7 @@ cdef void pod_live(Pod *self, Common *common) noexcept nogil:
 cdef void pod_dispose(void *of) noexcept nogil:
     cdef Pod *self = <Pod *>of
     contexts_release(self.contexts)
-    standing_lapse(self, 0)
+    standing_lapse(self)
     free(self.standing)
     free(self)
 

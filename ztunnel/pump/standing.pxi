@@ -2,13 +2,16 @@
 #
 # A kind is everything that a decision about a connection reads, but the client's port: bytes that are compared as they
 # are. Python, asked about the first of a kind, gives with its order one for all that follow (ztunnel.standing); it stands
-# until Python lets it lapse, which it does with each change of what it decides by. A pod's are a table of fixed size on
-# each thread; whatever is not found there is asked about. Refusals never stand.
+# until Python lets it lapse, with each change of what it decides by, or recalls it, to make room for another one: how
+# many there are is Python's to bound. Each thread has a table of each pod; what is not found there is asked about.
+# Refusals never stand.
+#
+# All lapse at once, whatever the threads are at: each is of a generation, which Python counts. What was begun by one just
+# before is told of by the thread as it finds the order to (order_lapse).
 
 cdef enum:
     KIND_BYTES = 1536        # what is longer is asked about
-    STANDING_SETS = 512
-    STANDING_WAYS = 8
+    STANDING_CHAINS = 1024
     MOST_AUTHORITY = 260     # a hostname of 253 characters, a colon, a port
     TRACE_TEXT = 55          # of a W3C traceparent
     HOLE_PORT = 0            # in a header's value: the client's port,
@@ -273,16 +276,24 @@ cdef struct Alternative:
 
 
 cdef struct Standing:
-    # Owned by its place in the table. Who begins a connection by it copies what is needed: it may go any time after.
+    # Held by the table of its pod, and by each passage under it: Python keeps its name until the last one is told of.
+    long holders
+    Standing *chained        # in the table
     Buffer kind
+    uint64_t generation
+    bint off                 # what is like it is asked about
+    bint recalled            # Python waits to hear that it is over
     uint64_t count
     Alternative *alternatives
 
 
-cdef void standing_free(Standing *self) noexcept nogil:
+cdef void standing_release(Pod *pod, Standing *self) noexcept nogil:
     cdef uint64_t i
-    if self == NULL:
+    self.holders -= 1
+    if self.holders:
         return
+    if self.recalled:
+        fact_spent(pod, self.alternatives[0].number)
     for i in range(self.count):
         buffer_free(&self.alternatives[i].order)
     free(self.alternatives)
@@ -291,14 +302,16 @@ cdef void standing_free(Standing *self) noexcept nogil:
 
 
 cdef Standing *standing_read(Cursor *record) noexcept nogil:
+    """For its first holder."""
     cdef Standing *self = <Standing *>make(sizeof(Standing))
     cdef Alternative *alternative
     cdef size_t length
     cdef const char *data = cursor_bytes(record, &length)
     cdef uint64_t i
+    self.holders = 1
     if buffer_append(&self.kind, data, length) != 0:
         die(b"out of memory")
-    self.count = cursor_number(record)
+    self.generation, self.count = cursor_number(record), cursor_number(record)
     self.alternatives = <Alternative *>make(self.count * sizeof(Alternative))
     for i in range(self.count):
         alternative = &self.alternatives[i]
@@ -325,60 +338,67 @@ cdef Alternative *standing_draw(Standing *self, Lots *lots) noexcept nogil:
 # The table of a pod
 
 
-cdef Standing **standing_set(Pod *pod, const uint8_t *kind, size_t length) noexcept nogil:
-    """Where this kind may be. The hash is seeded (FNV-1a from the seed on): nobody can choose whom to push out."""
+cdef Standing **standing_place(Pod *pod, const uint8_t *kind, size_t length) noexcept nogil:
+    """Where the one of this kind is held, or would be. The hash is seeded (FNV-1a from the seed on): nobody can choose
+    who is in one chain."""
     cdef uint64_t hash_ = <uint64_t>0xcbf29ce484222325 ^ pod.loop.allowances.seed
+    cdef Standing **at
     cdef size_t i
+    if pod.standing == NULL:
+        pod.standing = <Standing **>make(STANDING_CHAINS * sizeof(Standing *))
     for i in range(length):
         hash_ = (hash_ ^ kind[i]) * <uint64_t>0x100000001b3
-    return &pod.standing[mixed(hash_) % STANDING_SETS * STANDING_WAYS]
-
-
-cdef inline bint standing_is(Standing *self, const uint8_t *kind, size_t length) noexcept nogil:
-    return self != NULL and self.kind.length == length and memcmp(buffer_start(&self.kind), kind, length) == 0
+    at = &pod.standing[mixed(hash_) % STANDING_CHAINS]
+    while at[0] != NULL and (at[0].kind.length != length or memcmp(buffer_start(&at[0].kind), kind, length) != 0):
+        at = &at[0].chained
+    return at
 
 
 cdef Standing *standing_find(Pod *pod, const Kind *kind) noexcept nogil:
     """NULL: ask Python."""
-    cdef Standing **places
-    cdef int i
+    cdef Standing *found
     if kind.length == 0 or pod.standing == NULL:
         return NULL
-    places = standing_set(pod, kind.data, kind.length)
-    for i in range(STANDING_WAYS):
-        if standing_is(places[i], kind.data, kind.length):
-            return places[i]
-    return NULL
+    found = standing_place(pod, kind.data, kind.length)[0]
+    if found == NULL or found.off or found.generation != atomic_get64(&pod.loop.shared.generation, RELAXED):
+        return NULL
+    return found
+
+
+cdef void standing_remove(Pod *pod, Standing **at) noexcept nogil:
+    cdef Standing *found = at[0]
+    if found != NULL:
+        at[0] = found.chained
+        standing_release(pod, found)
 
 
 cdef void standing_put(Pod *pod, Standing *self) noexcept nogil:
-    """In the place of its former self, or in one that is free, or of one that has to go. Takes `self`."""
-    cdef const uint8_t *kind = buffer_start(&self.kind)
-    cdef Standing **places
-    cdef int i, at = <int>(lots_draw(&pod.loop.lots) % STANDING_WAYS)
-    if pod.standing == NULL:
-        pod.standing = <Standing **>make(STANDING_SETS * STANDING_WAYS * sizeof(Standing *))
-    places = standing_set(pod, kind, self.kind.length)
-    for i in range(STANDING_WAYS):
-        if places[i] == NULL:
-            at = i
-    for i in range(STANDING_WAYS):
-        if standing_is(places[i], kind, self.kind.length):
-            at = i
-    standing_free(places[at])
-    places[at] = self
+    """Instead of its former self, should there be one. Takes `self`."""
+    cdef Standing **at = standing_place(pod, buffer_start(&self.kind), self.kind.length)
+    standing_remove(pod, at)
+    self.chained = at[0]
+    at[0] = self
 
 
-cdef void standing_lapse(Pod *pod, uint64_t alternative) noexcept nogil:
-    """The order that this is an alternative of; 0: all."""
-    cdef Standing *standing
+cdef void standing_off(Pod *pod, const uint8_t *kind, size_t length) noexcept nogil:
+    cdef Standing *found = standing_place(pod, kind, length)[0]
+    if found != NULL:
+        found.off = True
+
+
+cdef void standing_recall(Pod *pod, const uint8_t *kind, size_t length) noexcept nogil:
+    """Python is told when nobody is left under it whom it has not heard of."""
+    cdef Standing **at = standing_place(pod, kind, length)
+    if at[0] != NULL:
+        at[0].recalled = True
+        standing_remove(pod, at)
+
+
+cdef void standing_lapse(Pod *pod) noexcept nogil:
+    """All."""
     cdef int i
     if pod.standing == NULL:
         return
-    for i in range(STANDING_SETS * STANDING_WAYS):
-        standing = pod.standing[i]
-        if standing != NULL and (
-            alternative == 0 or standing.alternatives[0].number <= alternative <= standing.alternatives[standing.count - 1].number
-        ):
-            standing_free(standing)
-            pod.standing[i] = NULL
+    for i in range(STANDING_CHAINS):
+        while pod.standing[i] != NULL:
+            standing_remove(pod, &pod.standing[i])

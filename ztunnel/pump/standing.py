@@ -1,29 +1,43 @@
-"""Standing orders as the engine's Python side knows them: which kinds of a pod's connections have one, and what its
-alternatives are called."""
+"""Standing orders as the engine's Python side gives them, and takes them back."""
 
 from __future__ import annotations
 
+import asyncio
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mesh.identity import SpiffeId
 from mesh.model import SocketAddress
 from ztunnel.orders import Alternative, Begun, Passed, RelayTunnel, Standing, Trip
 from ztunnel.pump._pump import Pump
+from ztunnel.pump.book import Given
 from ztunnel.pump.pod import Pod
 from ztunnel.pump.tunnel_key import packed
 
-MOST = 1024  # alternatives of a pod: some 2 MiB here, and as much on each thread
 _TRIP = struct.Struct("=QQQQQ")  # port, sent, received, opened, closed
 
 
-class StandingOrders:
-    """Of one engine. `full` is called for a pod that has no room for more: all of its orders are to lapse soon."""
+@dataclass(slots=True, kw_only=True)
+class Fence:
+    """All orders of these pods with numbers up to `last` have lapsed; so many threads have still to tell of what lives
+    under them."""
 
-    def __init__(self, pump: Pump, full: Callable[[Pod], None]) -> None:
-        self._pump, self._full = pump, full
+    pods: Sequence[Pod]
+    last: int
+    threads: int
+
+
+class StandingOrders:
+    """Of one engine. Nobody waits for a thread here: it says by facts how far it has come."""
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
         self._kinds: dict[int, bytes] = {}  # of connections that nobody has decided about
         self._last = 0
+        self._fences: dict[int, Fence] = {}  # in their order: each thread comes by them in that order, too
+        self._last_fence = 0
+        self._moved = asyncio.Event()
 
     def asked(self, number: int, kind: bytes) -> None:
         """Of a connection that Python is asked about; empty: every one like it is to be asked about, too."""
@@ -36,16 +50,13 @@ class StandingOrders:
 
     def wanted(self, number: int, pod: Pod) -> bool:
         kind = self._kinds.get(number)
-        return kind is not None and kind not in pod.kinds
+        return kind is not None and kind not in pod.book.standing
 
     def give(self, standing: Standing, pod: Pod) -> None:
         """ValueError, and nothing stands."""
         kind = self._kinds.pop(standing.id, None)
         alternatives = standing.alternatives
-        if kind is None or kind in pod.kinds or not pod.listening:
-            return
-        if len(pod.alternatives) + len(alternatives) > MOST:
-            self._full(pod)
+        if kind is None or kind in pod.book.standing or not pod.listening:
             return
         first, upto, told = self._last + 1, 0, []
         for number, alternative in enumerate(alternatives, first):
@@ -53,24 +64,42 @@ class StandingOrders:
             told.append((number, upto, *_order(alternative, pod)))
         self._pump.stand(pod.number, kind, told)
         self._last += len(told)
-        pod.kinds.add(kind)
-        pod.alternatives.update((number, a.name) for number, a in enumerate(alternatives, first))
+        for recalled in pod.book.add(Given(kind=kind, first=first, names=[each.name for each in alternatives])):
+            self._pump.recall(pod.number, recalled.kind)
 
-    def lapsed(self, pods: Sequence[Pod]) -> int:
-        """No order of these pods stands any more; for `forget`."""
+    def lapse(self, number: int, pods: Sequence[Pod]) -> None:
+        """`number` as for `Pump.lapse`; `pods` are those."""
+        self._last_fence += 1
+        self._pump.lapse(number, self._last_fence)
         for pod in pods:
-            pod.kinds.clear()
-        return self._last
+            pod.book.lapse()
+        self._fences[self._last_fence] = Fence(pods=pods, last=self._last, threads=self._pump.threads)
 
-    def forget(self, pods: Sequence[Pod], last: int, take_facts: Callable[[], None]) -> None:
-        """What had lapsed, once all was taken that was told about connections under it."""
-        take_facts()
-        for pod in pods:
-            pod.alternatives = {number: name for number, name in pod.alternatives.items() if number > last}
+    def lapsed(self, number: int) -> None:
+        """A thread has come by this fence."""
+        fence = self._fences[number]
+        fence.threads -= 1
+        if fence.threads == 0:
+            del self._fences[number]
+            for pod in fence.pods:
+                pod.book.lapsed(fence.last)
+            self._moved.set()
+
+    async def settled(self) -> None:
+        """Until all threads have come by the fences there are now."""
+        last = self._last_fence
+        while self._fences and next(iter(self._fences)) <= last:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def end(self) -> None:
+        """The threads have ended, and all was taken that they have told."""
+        self._fences.clear()
+        self._moved.set()
 
 
 def begun(pod: Pod, number: int, alternative: int, port: int, trace: str, began_ns: int) -> Begun:
-    under = pod.alternatives[alternative]
+    under = pod.book.use(alternative)
     return Begun(id=number, pod=pod.name, under=under, port=port, trace=trace, began_ns=began_ns)
 
 
@@ -79,7 +108,7 @@ def passed(pod: Pod, alternative: int, peer: str, count: int, sent: int, receive
         return [Trip(SocketAddress(ip, port), *numbers) for port, *numbers in _TRIP.iter_unpack(each)]
 
     return Passed(
-        under=pod.alternatives[alternative],
+        under=pod.book.use(alternative),
         peer=SpiffeId.parse(peer) if peer else None,
         connections=count,
         sent=sent,

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -201,7 +202,14 @@ async def test_a_real_agent_enrols_gets_its_certificate_and_survives_a_restart(t
         root = tmp_path / "state" / "ca.crt"
         uplink = Uplink(address=f"127.0.0.1:{running.port}", node="n1", root=root, token=tmp_path / "token")
         journal = Journal(path=tmp_path / "snapshot.jsonl")
-        sync = Sync(uplink=uplink, journal=journal, apply=applied.put_nowait, joined=lambda: None, rng=Random(1))
+        sync = Sync(
+            uplink=uplink,
+            journal=journal,
+            apply=applied.put_nowait,
+            settled=partial(asyncio.sleep, 0),
+            joined=lambda: None,
+            rng=Random(1),
+        )
 
         async def tunnel() -> TunnelProtocol:
             async with asyncio.timeout(20):

@@ -287,6 +287,16 @@ async def test_one_that_was_begun_under_an_older_policy_is_judged_when_it_is_tol
     assert desk.orders[-1] == Close(id=10, reason=Reason.REVOKED, detail=detail)
 
 
+async def test_nobody_goes_on_who_is_told_of_when_nobody_can_judge_any_more() -> None:
+    desk = Desk()
+    under = learned(desk, plaintext(1))
+    desk.decider.blind = True
+    desk.decider.facts([Begun(id=9, pod="p", under=under, port=41000, trace="", began_ns=1)])
+    close = desk.orders[-1]
+    assert isinstance(close, Close)
+    assert (close.id, close.reason) == (9, Reason.REVOKED)
+
+
 @pytest.mark.parametrize("each", [True, False])
 async def test_those_that_are_over_are_told_one_by_one_or_together(each: bool) -> None:
     desk = Desk(each=each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -117,6 +117,10 @@ def _pem(value: str | bytes | tuple[str, ...]) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
 
 
+async def _at_once() -> None:
+    """Nothing is left to be judged."""
+
+
 @dataclass
 class Node:
     sync: Sync
@@ -134,7 +138,13 @@ async def controller(tmp_path: Path) -> AsyncIterator[Controller]:
 
 
 @asynccontextmanager
-async def node(controller: Controller, tmp_path: Path, *, root: Path | None = None) -> AsyncIterator[Node]:
+async def node(
+    controller: Controller,
+    tmp_path: Path,
+    *,
+    root: Path | None = None,
+    settled: Callable[[], Awaitable[object]] | None = None,
+) -> AsyncIterator[Node]:
     token = tmp_path / "token"
     token.write_text("secret\n")
     uplink = Uplink(
@@ -145,6 +155,7 @@ async def node(controller: Controller, tmp_path: Path, *, root: Path | None = No
         uplink=uplink,
         journal=Journal(path=tmp_path / "snapshot.jsonl"),
         apply=applied.append,
+        settled=settled or _at_once,
         joined=lambda: None,
         rng=random.Random(1),
     )
@@ -166,6 +177,36 @@ async def test_hello_update_ack(controller: Controller, tmp_path: Path) -> None:
         assert n.applied[-1].snapshot.workload_at("10.0.0.1") == A
         assert n.sync.connected
         assert n.sync.synced
+
+
+async def test_it_is_acknowledged_when_all_is_judged_and_applied_before(controller: Controller, tmp_path: Path) -> None:
+    asked, judged = asyncio.Event(), asyncio.Event()
+
+    async def settled() -> None:
+        asked.set()
+        await judged.wait()
+
+    async with node(controller, tmp_path, settled=settled) as n:
+        stream = await controller.joined()
+        await stream.heard()
+        await stream.say(Update(nonce=1, upserts=(entry(A),)))
+        await stream.say(Update(nonce=2, upserts=(entry(B),)))
+        await asyncio.wait_for(asked.wait(), TIMEOUT)
+        assert n.applied[0].snapshot.workload_at("10.0.0.1") == A
+        n.sync.report(STATUS)
+        assert await stream.heard() == STATUS, "nothing else waits"
+        judged.set()
+        assert [await stream.heard(), await stream.heard()] == [Ack(nonce=1), Ack(nonce=2)]
+
+
+async def test_whoever_leaves_unanswered_is_joined_again(controller: Controller, tmp_path: Path) -> None:
+    async with node(controller, tmp_path, settled=asyncio.Event().wait):
+        stream = await controller.joined()
+        await stream.heard()
+        await stream.say(Update(nonce=1, upserts=(entry(A),)))
+        await stream.socket.close()
+        again = await controller.joined()
+        assert await again.heard() == Hello(node="n1", version="1", known={A.key: entry(A).hash})
 
 
 async def test_one_bad_resource_is_nacked_and_the_rest_applied(controller: Controller, tmp_path: Path) -> None:

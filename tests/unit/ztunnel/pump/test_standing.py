@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ import pytest
 from mesh.http2 import Rate
 from mesh.model import SocketAddress
 from mesh.reason import Reason
+from tests.halting import halted
 from tests.unit.ztunnel.pump.authority import SERVER
 from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, connect, echo, eventually, pair
 from tests.unit.ztunnel.pump.steering import SteeringMaps, steering_maps
@@ -33,8 +35,7 @@ from ztunnel.orders import (
     RelayTunnel,
     Standing,
 )
-from ztunnel.pump import Limits
-from ztunnel.pump import standing as book
+from ztunnel.pump import Limits, book
 
 ASKED = SocketAddress("10.0.0.2", 8080)
 FEW = Rate(burst=3, per_second=0.001)
@@ -265,10 +266,50 @@ async def test_when_orders_lapse_who_lives_has_been_told_and_the_next_is_asked_a
         assert [await reader.read(1) for reader, _ in streams] == [b"x"] * 10
         for node in (way.client, way.server):
             node.engine.lapse()
+            async with asyncio.timeout(DEADLINE):
+                await node.engine.settled()
             assert len(node.of(Begun)) == 10
             assert len(node.engine.counts()) == 10
         await way.talk()
         assert len(way.client.of(Captured)) == len(way.server.of(Offered)) == 2
+
+
+async def test_a_thread_that_is_stuck_holds_up_the_acknowledgement_and_nothing_else() -> None:
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    to = SocketAddress(*server.sockets[0].getsockname())
+    with steering_maps() as steering:
+        node = Node("pod", maps=steering.maps, threads=2, limits=Limits(inbound_of_peer=FEW))
+        node.decide = lambda fact: RelayPlain(id=fact.id, destination=to, bind="127.0.0.1", as_client=fact.client)
+        node.stands = lambda fact: Commute.standing(node.decide(fact))
+        engine, streams = node.engine, []
+        try:
+            for _ in range(4):
+                reader, writer = await connect(node.address("plaintext4"))
+                streams.append(writer)
+                writer.write(b"x")
+                assert await reader.read(1) == b"x"
+            await node.until(lambda: len(node.of(Begun)) == 2)  # the third is not told of: there is no time for it
+            with halted(os.getpid(), "pump-1"):  # its home
+                engine.lapse()
+                settling = asyncio.create_task(engine.settled())
+                reader, writer = await connect(node.address("plaintext4"))
+                streams.append(writer)
+                await eventually(lambda: [fence.threads for fence in engine._standing._fences.values()] == [1])
+                engine.lapse()
+                await eventually(lambda: [fence.threads for fence in engine._standing._fences.values()] == [1, 1])
+                assert not settling.done()
+            async with asyncio.timeout(DEADLINE):
+                await settling
+                await engine.settled()
+                assert len(node.of(Begun)) == 3
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            assert engine.refused == {Reason.LIMIT: 1}, "it was no longer of a known kind"
+        finally:
+            for writer in streams:
+                writer.close()
+            await engine.drain(0)
+            server.close()
 
 
 async def test_nothing_stands_after_the_pod_was_enrolled_anew() -> None:
@@ -381,16 +422,49 @@ async def test_a_kind_that_fails_too_often_is_asked_about_and_so_limited() -> No
         closed.close()
 
 
-async def test_a_pod_with_too_many_orders_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_of_too_many_orders_those_go_that_are_not_used(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(book, "MOST", 4)
-    async with commute() as way:
-        for port in range(1, 13):
-            await way.talk(SocketAddress("10.0.0.2", port))
-            await way.client.ended(port)
+    async with commute(threads=threads) as way:
+        way.server.stands = lambda fact: None
+        await way.learn()
         pod = way.client.engine._pods["client-pod"]
-        assert 0 < len(pod.kinds) == len(pod.alternatives) <= 4
-        await way.talk(SocketAddress("10.0.0.2", 12))
-        await have_passed(way.client, 1)
+        for count in range(1, 13):
+            await way.talk()
+            await have_passed(way.client, count)  # so it is known to be used
+            await way.talk(SocketAddress("10.0.0.2", count))
+            await way.client.until(lambda count=count: len(way.client.of(Captured)) == 1 + count)
+        assert len(pod.book.standing) == pod.book.alternatives == 4
+        await eventually(lambda: len(pod.book.numbered) == 4)
+        await way.talk(SocketAddress("10.0.0.2", 1))
+        await way.client.until(lambda: len(way.client.of(Captured)) == 14)
+
+
+async def test_who_lives_under_an_order_that_is_recalled_is_told_of_under_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(book, "MOST", 1)
+    async with commute(client_limits=Limits(captures=FEW)) as way, AsyncExitStack() as ending:
+        await way.learn()
+        streams = [await way.dial() for _ in range(3)]
+        for reader, writer in streams:
+            ending.callback(writer.close)
+            writer.write(b"x")
+            assert await reader.read(1) == b"x"
+        await way.client.until(lambda: len(way.client.of(Begun)) == 2)  # there is no time for more
+        pod = way.client.engine._pods["client-pod"]
+        (given,) = pod.book.standing.values()
+        for recalled in pod.book.add(book.Given(kind=b"another", first=10_000, names=["another"])):
+            assert recalled is given
+            way.client.engine._pump.recall(pod.number, recalled.kind)
+        way.client.tunnels()  # waits for the thread
+        way.client.engine._take_facts()
+        assert given.first in pod.book.numbered
+        for reader, writer in streams:
+            writer.write_eof()
+            assert await reader.read() == b""
+        await have_passed(way.client, 3)
+        await eventually(lambda: list(pod.book.numbered) == [10_000])
 
 
 async def test_a_header_that_has_no_form_takes_no_order_down() -> None:
