@@ -19,13 +19,16 @@ from mesh.balance import Balances
 from mesh.callers import by_principal, callers
 from mesh.model import Clause, Match, MatchKind, Policy, PolicyAction, Rule, StringMatch, TunnelProtocol, Workload
 from mesh.policy import Arrival, decide
+from mesh.prepared import prepared
 from mesh.reason import Reason
 from mesh.route import ILLEGAL_PORTS, target_port
 from mesh.snapshot import Snapshot
 
 AHEAD = 4096  # questions that are answered before anybody asked them
 LIMIT = 8192  # entries; beyond them, a connection asks the agent each time
-WORK = 65536  # policies that one plan compares with, about a third of a second; what is left unanswered asks the agent
+WORK = (
+    262144  # weight of policies that one plan asks, about a third of a second; what is left unanswered asks the agent
+)
 
 
 class Mode(IntEnum):
@@ -117,7 +120,7 @@ def plan(snapshot: Snapshot, pods: Mapping[str, Workload], *, before: Plan | Non
             ahead.add(key)
         elif work < WORK:
             workload, policies = basis[key.destination]
-            work += len(policies) + 1
+            work += 1 + sum(prepared(policy).weight for policy in policies)
             ahead.add(key)
             if permitted(snapshot, sources[key.source], workload, key.port):
                 entries[key] = VerdictEntry(source=key.source, destination=key.destination, port=key.port)

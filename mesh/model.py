@@ -253,7 +253,7 @@ class Rule:
     clauses: tuple[Clause, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Policy:
     """An L4 authorization policy (istio.security.Authorization): OR of rules; no rules never matches."""
 

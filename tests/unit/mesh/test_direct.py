@@ -204,6 +204,22 @@ def test_what_there_is_no_time_for_has_no_entry_and_is_answered_when_asked_for(
     assert planned(renamed, pods=pods, before=after).entries
 
 
+def test_a_long_policy_takes_more_of_the_time_than_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "AHEAD", 0)
+    monkeypatch.setattr(direct, "WORK", 100)
+    asked = [Key(WEB.instance, DB.instance, port) for port in range(10, 20)]
+    short = policy(DENY, one(Match(destination_ports=(1,))))
+    long = policy(DENY, *(one(Match(destination_ports=(port,))) for port in range(20, 40)))
+    assert len(answered(holding(short), asked)) == 10
+    assert len(answered(holding(long), asked)) == 3
+
+
+def answered(snapshot: Snapshot, keys: list[Key]) -> list[Key]:
+    """Of keys that were permitted before the policy changed."""
+    before = planned(holding(policy(DENY, one(Match(destination_ports=(2,))))), *keys)
+    return list(planned(snapshot, before=before).entries)
+
+
 REFUSE_WEB = policy(DENY, one(FROM_WEB), name="refuse")
 
 
