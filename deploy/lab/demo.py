@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -82,13 +83,22 @@ def _report_wire(console: Console, wire: Wire, slowest: float) -> bool:
 
 
 def _suggest(console: Console, lab: Lab) -> None:
+    us = program(sys.argv[0])
     option = "" if lab.name == "lab" else f" --name {lab.name}"
     looking = option.replace("--name", "--lab")
     for command, what in (
-        (f"gossamer lab exec{option} client -- curl -s productpage:9080/productpage", "a page through the mesh"),
-        (f"gossamer connections{looking}", "what goes through the agents now"),
-        (f"gossamer lab label{option} namespace/default istio.io/dataplane-mode-", "out of the mesh, nothing restarts"),
-        (f"gossamer lab kill-agent{option} n1", "its own pods go on, all else fails closed; restart-agent heals it"),
-        (f"gossamer lab down{option}", "remove every trace"),
+        (f"{us} lab exec{option} client -- curl -s productpage:9080/productpage", "a page through the mesh"),
+        (f"{us} connections{looking}", "what goes through the agents now"),
+        (
+            f"{us} lab label{option} namespace/default istio.io/dataplane-mode-",
+            "out of the mesh, nothing restarts",
+        ),
+        (f"{us} lab kill-agent{option} n1", "its own pods go on, all else fails closed; restart-agent heals it"),
+        (f"{us} lab down{option}", "remove every trace"),
     ):
         console.print(f"  [bold]{command}[/]\n      {what}", highlight=False, soft_wrap=True)
+
+
+def program(called: str, path: str | None = None) -> str:
+    """What people have to type for us: where `path` (default: PATH) does not lead to us, what we were called by."""
+    return called if Path(called).name == "gossamer" and shutil.which("gossamer", path=path) is None else "gossamer"

@@ -68,9 +68,12 @@ def register(subparsers: Any) -> None:
 
 
 def _seconds(given: str) -> float:
-    seconds = float(given)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
     if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{given}: must be from 0.1 to 3600 seconds")
+        raise argparse.ArgumentTypeError(f"{given!r}: must be from 0.1 to 3600 seconds")
     return seconds
 
 
@@ -123,12 +126,16 @@ def _once(command: Command, agents: list[Agent], options: Options, *, watching: 
         print(f"gossamer {command.name}: {text}", file=sys.stderr)
     if missing:
         return UNREACHABLE
+    if not watching and (text := _unknown(agents, answers, options)):
+        print(f"gossamer {command.name}: {text}", file=sys.stderr)
     if command.name == "status" and not all(a.get("ready") and not a.get("problems") for a in answers):
         return UNHEALTHY
     return OK
 
 
 # Filters
+
+_FILTERED = ("pods", "workloads", "services", "certificates", "connections", "older")
 
 
 def _keep(answer: dict[str, Any], key: str, keep: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
@@ -162,6 +169,22 @@ def _narrow_connections(answer: dict[str, Any], options: Options) -> dict[str, A
 
 def _pod(party: Mapping[str, Any]) -> Sequence[str | None]:
     return party.get("namespace"), party.get("pod")
+
+
+def _unknown(agents: list[Agent], answers: Answers, options: Options) -> str:
+    """What to say if the filters have left nothing, and ask for what no agent knows: a typing error, most likely."""
+    given = {name: value for name in ("namespace", "pod") if (value := getattr(options, name, None)) is not None}
+    lists = [answer.get(key) for answer in answers for key in _FILTERED]
+    if not given or any(isinstance(found, list) and found for found in lists):
+        return ""
+    try:
+        known = [agent.get("/workloads")["workloads"] for agent in agents]
+    except AgentUnreachable:
+        return ""
+    if any(_matches(options, (w["namespace"], w["name"])) for workloads in known for w in workloads):
+        return ""
+    wanted = " in ".join(f"{name} {given[name]!r}" for name in ("pod", "namespace") if name in given)
+    return f"no agent knows {wanted}; `gossamer workloads` lists what there is"
 
 
 # Tables and JSON
@@ -217,7 +240,7 @@ COMMANDS = (
         path="/status",
         summary="is the node's agent ready, and what is wrong",
         description="What each node's agent says of itself: readiness, controller, pods and their enrolment, problems.",
-        examples="  gossamer status\n  gossamer status --node node1 -o json | jq '.[].problems'\n"
+        examples="  gossamer status\n  gossamer status --node n1 -o json | jq '.[].problems'\n"
         "  until gossamer status >/dev/null; do sleep 1; done",
         filters=("namespace", "pod"),
         narrow=_narrow_pods("pods"),
@@ -264,7 +287,7 @@ COMMANDS = (
         summary="live connections: both directions, bytes, identities, age",
         description="Connections that are open now. One between two enrolled pods is listed twice: outbound by the\n"
         "source's agent, inbound by the destination's. SENT goes from client to server in both.",
-        examples="  gossamer connections -w\n  gossamer connections --node node1 --pod ratings-v1-0\n"
+        examples="  gossamer connections -w\n  gossamer connections --node n1 --pod client\n"
         "  gossamer connections -o json | jq '.[].connections[] | select(.protocol == \"TCP\")'",
         filters=("namespace", "pod"),
         narrow=_narrow_connections,

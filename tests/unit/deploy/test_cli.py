@@ -75,6 +75,36 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["services", "--pod", "client"], "usage: gossamer services "),
+        (["lab", "status", "--node", "n1"], "usage: gossamer lab "),
+    ],
+)
+def test_an_option_that_is_not_known_is_answered_with_the_command_s_own_usage(
+    arguments: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith(usage) and f"unrecognized arguments: {arguments[-2]}" in said
+
+
+@pytest.mark.parametrize(("arguments", "listed"), [([], "certificates"), (["lab"], "partition"), (["bench"], "tunnel")])
+def test_without_a_command_there_is_a_list_of_them(
+    arguments: list[str], listed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2 and f"    {listed}" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"gossamer \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
         (["lab", "status", "--name", "nosuchlab"], "lab nosuchlab is not up; gossamer lab up --name nosuchlab", 1),

@@ -139,6 +139,21 @@ async def test_services(at: Served) -> None:
     assert json.loads((await gossamer("services", "--socket", at.socket, "-n", "nowhere", "-o", "json")).out) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("connections", "--pod", "nope"), "gossamer connections: no agent knows pod 'nope'; "),
+        (("workloads", "--pod", "old-0", "-n", "nope"), "no agent knows pod 'old-0' in namespace 'nope'; "),
+        (("status", "-n", "nope", "-o", "json"), "no agent knows namespace 'nope'; "),
+        (("certificates", "--pod", "old-0"), ""),  # known, and has none
+        (("connections", "--pod", "productpage-v1-0"), ""),
+    ],
+)
+async def test_a_filter_for_what_no_agent_knows_is_said(at: Served, arguments: tuple[str, ...], said: str) -> None:
+    ran = await gossamer(*arguments, "--socket", at.socket)
+    assert ran.code == 0 and said in ran.err and bool(said) == bool(ran.err)
+
+
 async def test_certificates(at: Served) -> None:
     ran = await gossamer("certificates", "--socket", at.socket)
     row = ran.lines[1].split()
