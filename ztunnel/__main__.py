@@ -20,22 +20,19 @@ from ztunnel.agent import Agent
 from ztunnel.config import Config, parse
 from ztunnel.handover.giver import NotResumed
 from ztunnel.handover.heir import SOCKET, Inheritance, NotTaken, claim
+from ztunnel.log import set_up
 from ztunnel.premises import forget_earlier_boot, hold, open_files_limit, prepare_run_directory
 from ztunnel.pump import Limits, Maps, PumpEngine
 
 log = logging.getLogger("ztunnel")
 
 _SAME_SIGNAL_SECONDS = 0.5  # timeout(1), and who ends a whole process group, send it twice
-_FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m ztunnel") -> int:
     """Run until SIGTERM; the exit code. `prog` is what the usage message calls us."""
     config = parse(sys.argv[1:] if arguments is None else arguments, os.environ, prog=prog)
-    level = logging.WARNING if config.log_level == "warn" else logging.getLevelName(config.log_level.upper())
-    logging.basicConfig(level=level, format=_FORMAT, stream=sys.stderr)
-    # Its line per message would bury the agent's own.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    set_up(config.log_level)
     try:
         prepare_run_directory(config.run)
         if config.unload:
