@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from bpf import Kernel, Mode, Target
+from mesh.model import SocketAddress
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol
+from tests.kernel.test_inbound import last_hop
 
 CHUNK = 16 * 1024  # any socket takes as much while nobody reads
 STREAM = 4 * 64 * 1024  # four times what it takes to be one
@@ -129,3 +131,36 @@ def test_what_is_captured_goes_over_loopback(
             app.send(client, bytes(CHUNK))
             assert read(agent, CHUNK) == CHUNK
     assert becomes(app, client, after)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("before", "after"), [("bbr", "reno"), ("cubic", "cubic")])
+def test_so_does_the_last_hop(
+    before: str, after: str, version: int, server_pod: Pod, app: Worker, agent: Worker, pod: Pod, kernel: Kernel
+) -> None:
+    """Whichever end sends the stream: the application's, which was accepted, and the agent's, which has dialled."""
+    listener, port = app.listen("0.0.0.0" if version == 4 else "::")
+    app.call(choose, listener, before)
+    client = SocketAddress(STRANGER4 if version == 4 else STRANGER6, 40000)
+    number = last_hop(kernel, agent, pod, version, client, port)
+    agent.call(choose, number, before)
+    accepted, peer = app.accept(listener)
+    assert peer[:2] == tuple(client)
+    stream(app, accepted, agent, number)
+    assert becomes(app, accepted, after)
+    assert agent.call(chosen, number) == before, "the other end has sent nothing"
+    stream(agent, number, app, accepted)
+    assert becomes(agent, number, after)
+
+
+def test_few_bytes_of_a_last_hop_are_no_stream(
+    app: Worker, agent: Worker, pod: Pod, kernel: Kernel, server_pod: Pod
+) -> None:
+    listener, port = app.listen("0.0.0.0")
+    app.call(choose, listener, "bbr")
+    number = last_hop(kernel, agent, pod, 4, SocketAddress(STRANGER4, 40000), port)
+    accepted, _ = app.accept(listener)
+    for _ in range(STREAM // 256):
+        app.send(accepted, bytes(256))
+        assert agent.call(drain, number, 256) == 256
+    assert app.call(chosen, accepted) == "bbr"

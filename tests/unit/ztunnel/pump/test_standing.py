@@ -379,34 +379,46 @@ async def test_a_drain_waits_for_those_that_nobody_was_told_of() -> None:
 
 
 async def test_rates_are_of_what_python_is_asked_about() -> None:
+    for _ in range(10):
+        if await passes_many_with_few_tokens():
+            return
+    raise AssertionError("each time, so many lived for so long that they were told of, and took the tokens")
+
+
+async def passes_many_with_few_tokens() -> bool:
+    """False: it shows nothing. Who lives for 50 ms, as on a busy machine, costs a token; without any, the pod waits."""
     limits = Limits(captures=FEW, inbound=FEW, inbound_of_peer=FEW)
     async with commute(client_limits=limits, server_limits=limits) as way:
         await way.learn()
-        for _ in range(30):
-            await way.talk()
-        await have_passed(way.client, 30)
-        await have_passed(way.server, 30)
+        for _ in range(4 * FEW.burst):
+            try:
+                await way.talk()
+            except TimeoutError:
+                assert len(way.client.of(Begun)) == FEW.burst - 1, "it waits although there are tokens"
+                return False
+        for node in (way.client, way.server):
+            await have_passed(node, 4 * FEW.burst)
+            assert len(node.of(Begun)) < FEW.burst
         assert Reason.LIMIT not in way.server.engine.refused
+        return True
 
 
 async def test_of_those_that_live_no_more_are_told_than_there_is_time_for() -> None:
-    limits = Limits(captures=FEW, inbound=FEW, inbound_of_peer=FEW)
-    async with commute(client_limits=limits, server_limits=limits) as way, AsyncExitStack() as ending:
+    async with commute(server_limits=Limits(inbound_of_peer=FEW)) as way, AsyncExitStack() as ending:
         await way.learn()
         streams = [await way.dial() for _ in range(10)]
         for reader, writer in streams:
             ending.callback(writer.close)
             writer.write(b"x")
             assert await reader.read(1) == b"x"
-        await way.client.until(lambda: len(way.client.of(Begun)) == 2)
-        await asyncio.sleep(0.3)
-        assert len(way.client.of(Begun)) == len(way.server.of(Begun)) == 2
+        await way.client.until(lambda: len(way.client.of(Begun)) == 10)
+        await way.server.until(lambda: len(way.server.of(Begun)) == FEW.burst - 1)
         for reader, writer in streams:
             writer.write_eof()
             assert await reader.read() == b""
         await have_passed(way.client, 10)
         await have_passed(way.server, 10)
-        assert passed(way.client) == 8
+        assert len(way.server.of(Begun)) == FEW.burst - 1
 
 
 async def test_a_kind_that_fails_too_often_is_asked_about_and_so_limited() -> None:
@@ -440,30 +452,30 @@ async def test_of_too_many_orders_those_go_that_are_not_used(monkeypatch: pytest
         await way.client.until(lambda: len(way.client.of(Captured)) == 14)
 
 
-async def test_who_lives_under_an_order_that_is_recalled_is_told_of_under_its_name(
+async def test_who_lives_under_an_order_that_is_recalled_is_told_of_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(book, "MOST", 1)
-    async with commute(client_limits=Limits(captures=FEW)) as way, AsyncExitStack() as ending:
+    async with commute(server_limits=Limits(inbound_of_peer=FEW)) as way, AsyncExitStack() as ending:
         await way.learn()
-        streams = [await way.dial() for _ in range(3)]
+        streams = [await way.dial() for _ in range(FEW.burst)]
         for reader, writer in streams:
             ending.callback(writer.close)
             writer.write(b"x")
             assert await reader.read(1) == b"x"
-        await way.client.until(lambda: len(way.client.of(Begun)) == 2)  # there is no time for more
-        pod = way.client.engine._pods["client-pod"]
+        await way.server.until(lambda: len(way.server.of(Begun)) == FEW.burst - 1)
+        pod = way.server.engine._pods["server-pod"]
         (given,) = pod.book.standing.values()
-        for recalled in pod.book.add(book.Given(kind=b"another", first=10_000, names=["another"])):
-            assert recalled is given
-            way.client.engine._pump.recall(pod.number, recalled.kind)
-        way.client.tunnels()  # waits for the thread
-        way.client.engine._take_facts()
+        (recalled,) = pod.book.add(book.Given(kind=b"another", first=10_000, names=["another"]))
+        assert recalled is given
+        way.server.engine._pump.recall(pod.number, recalled.kind)
+        way.server.tunnels()  # waits for the thread
+        way.server.engine._take_facts()
         assert given.first in pod.book.numbered
         for reader, writer in streams:
             writer.write_eof()
             assert await reader.read() == b""
-        await have_passed(way.client, 3)
+        await have_passed(way.server, FEW.burst)
         await eventually(lambda: list(pod.book.numbered) == [10_000])
 
 
