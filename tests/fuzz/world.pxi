@@ -241,6 +241,8 @@ cdef void world_begin() noexcept nogil:
         loop.allowances.seed = loop.lots.state = 1
     world.now = 1000.0
     memset(world.shared.refused, 0, sizeof(world.shared.refused))
+    memset(world.shared.inquiries.table, 0, INQUIRIES * sizeof(Inquiry))
+    world.shared.inquiries.seed = 1
     seam_end = seam_code = seam_small = seam_looks = 0
     world.haste, world.asked, world.dialled, world.gone = NULL, 0, 0, 0
     world.alternatives = world.lapsed = world.fenced = world.behind = 0
@@ -310,6 +312,7 @@ cdef int world_make(dict engine, ours, theirs, strangers) except -1:
     world.shared.threads, world.shared.loops, world.shared.maps.given = LOOPS, world.loops, True
     cdef int i
     pthread_mutex_init(&world.shared.facts.lock, NULL)
+    inquiries_new(&world.shared.inquiries)
     fill_limits(&world.shared.limits, engine["limits"], engine["server"], engine["client"], engine["http"])
     for reason, status in engine["statuses"].items():
         world.shared.status[<int>reason] = status

@@ -17,6 +17,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       batch       records that cross between threads
       address, identity, netns
       allowance   what an address may cost a pod before anything is decided
+      inquiry     how many connections Python is asked about
       socket      TCP: options, dialling, reading, writing, last words
       tls         contexts, sessions on memory, whose certificate is welcome
       relay       two ends and the bytes between them

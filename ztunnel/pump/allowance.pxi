@@ -1,4 +1,4 @@
-# What one address may cost one pod before anything of it was decided.
+# What one address may cost a thread that serves a pod before anything of it was decided.
 #
 # A table of fixed size: an attacker who comes again and again, or from many addresses, takes no memory. Who falls into
 # the same place shares it; the hash is seeded, so that nobody can choose with whom.
@@ -10,17 +10,10 @@ cdef enum:
     MOST_FACTS = 16 << 20    # bytes of facts that Python has not taken: nobody is let in until it has
 
 
-cdef struct Untold:
-    uint64_t takes           # of facts by Python, when `count` was counted
-    uint32_t count           # connections that it was told of since
-
-
 cdef struct Allowance:
-    Untold untold
     double proved            # when it last proved an identity that is welcome; 0: never
-    core.Bucket inbound      # new connections; buckets are filled when they are first used
-    core.Bucket handshakes
-    core.Bucket resets       # of streams, all its tunnels together
+    core.Bucket handshakes   # buckets are filled when they are first used
+    core.Bucket resets       # of streams, all its tunnels of this thread together
 
 
 cdef struct Allowances:
@@ -40,15 +33,19 @@ cdef inline uint64_t mixed(uint64_t number) noexcept nogil:
     return number ^ number >> 33
 
 
-cdef Allowance *allowance_of(Allowances *self, uint64_t pod, const Address *address) noexcept nogil:
+cdef uint64_t address_key(uint64_t seed, uint64_t pod, const Address *address) noexcept nogil:
     cdef uint64_t halves[2]
-    cdef uint64_t key = mixed(self.seed ^ pod)
+    cdef uint64_t key = mixed(seed ^ pod)
     if address.any.sa_family == AF_INET6:
         memcpy(halves, &address.six.sin6_addr, sizeof(halves))
         key = mixed(mixed(key ^ halves[0]) ^ halves[1])
     else:
         key = mixed(key ^ address.four.sin_addr.s_addr)
-    return &self.table[key % ALLOWANCES]
+    return key
+
+
+cdef inline Allowance *allowance_of(Allowances *self, uint64_t pod, const Address *address) noexcept nogil:
+    return &self.table[address_key(self.seed, pod, address) % ALLOWANCES]
 
 
 cdef inline core.Bucket *bucket_of(core.Bucket *self, const core.Bucket *full) noexcept nogil:
@@ -60,18 +57,3 @@ cdef inline core.Bucket *bucket_of(core.Bucket *self, const core.Bucket *full) n
 cdef inline bint bucket_empty(const core.Bucket *self, double now) noexcept nogil:
     """Nothing could be charged now."""
     return self.burst > 0 and self.tokens + (now - self.filled_at) * self.per_second < 1
-
-
-cdef inline bint untold_full(const Untold *self, uint64_t takes, long most) noexcept nogil:
-    return self.takes == takes and self.count >= most
-
-
-cdef bint untold_add(Untold *self, uint64_t takes, long most) noexcept nogil:
-    """Python may be told of one more connection. Those that live are limited elsewhere; this is about those that are
-    over before it has heard of them. `takes`: of facts, so far."""
-    if untold_full(self, takes, most):
-        return False
-    if self.takes != takes:
-        self.takes, self.count = takes, 0
-    self.count += 1
-    return True

@@ -9,8 +9,7 @@ cdef enum:
 
 
 cdef void early_hold(Connection *self, int64_t change) noexcept nogil:
-    self.pod.buffered += change
-    atomic_add(&self.loop.shared.buffered, change, RELAXED)
+    pod_hold(self.pod, change)
 
 
 cdef void early_read(Connection *self) noexcept nogil:

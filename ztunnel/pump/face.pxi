@@ -189,6 +189,8 @@ cdef class Pump:
         if maps is not None:
             fill_maps(&self.shared.maps, maps)
         pthread_mutex_init(&self.shared.facts.lock, NULL)
+        if inquiries_new(&self.shared.inquiries) != 0:
+            raise OSError(errno, "no random numbers for the pump")
         self.shared.facts.bell = -1
         self.loops = self.shared.loops = <Loop **>make(threads * sizeof(Loop *))
         fill_limits(&self.shared.limits, limits, server, client, http)
@@ -238,6 +240,7 @@ cdef class Pump:
         buffer_free(&self.orders.records)
         buffer_free(&self.taken)
         pthread_mutex_destroy(&self.shared.facts.lock)
+        inquiries_free(&self.shared.inquiries)
         free(self.shared)
 
     def fileno(self):

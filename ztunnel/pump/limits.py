@@ -19,6 +19,8 @@ _RESETS = Rate(burst=2000, per_second=2000)
 class Limits:
     """Defaults follow istio-facts §1.4 and §1.9 where Istio has the number; the others bound memory and descriptors.
 
+    Limits of a pod or a peer are of all threads that serve it together, but for resets.
+
     Worst case held for one tunnel connection: `streams * stream_window + window_budget` received and not yet
     delivered, and `streams * stream_buffer` to be sent.
     """
@@ -33,10 +35,9 @@ class Limits:
     untold_per_peer: int = 4096  # connections of one address to a pod that Python has not heard of, ended ones too
     untold_captured: int = 128  # of a pod's own: other pods wait for no more of them to be decided
 
-    # Rates of connections that Python is asked about or told of one by one, not of those under standing orders; of each
-    # thread that serves the pod: one of them, its home, accepts connections and makes handshakes, so only requests and
-    # resets in tunnels may have the rate several times. Python decides about 2,500 per second on one core. A pod's own
-    # connections wait for tokens in the listener's backlog, those of others are refused.
+    # Rates of connections that Python is asked about or told of one by one, not of those under standing orders. Python
+    # decides about 2,500 per second on one core. A pod's own connections wait for tokens in the listener's backlog,
+    # those of others are refused.
     captures: Rate = _CAPTURES
     inbound: Rate = _INBOUND  # to a pod: plaintext and requests
     inbound_of_peer: Rate = _INBOUND_OF_PEER  # of them, by one address
@@ -45,8 +46,9 @@ class Limits:
     # from many addresses keep no member out.
     handshakes: Rate = _HANDSHAKES  # with one pod
     handshakes_of_peer: Rate = _HANDSHAKES_OF_PEER  # of them, by one address
-    # Streams reset by a peer, all its tunnels with a pod together: an application that resets its connections does no
-    # harm to others in the tunnel, and coming back under another connection brings no fresh ones.
+    # Streams reset by a peer, all its tunnels with a pod together that one thread serves, whose time they cost: an
+    # application that resets its connections does no harm to others in the tunnel, and coming back under another
+    # connection brings no fresh ones.
     resets: Rate = _RESETS
 
     decision_timeout: float = 30.0  # between a fact and its order
@@ -60,7 +62,7 @@ class Limits:
 
     streams_accepted: int = 200  # SETTINGS_MAX_CONCURRENT_STREAMS that we advertise
     streams_opened: int = 100  # that we open at most on one tunnel
-    tunnels_per_key: int = 8  # more are opened only if all have their streams used up, never for being busy
+    tunnels_per_key: int = 8  # on each thread; more only if all have their streams used up, never for being busy
     busy_backlog: int = 512 << 10  # unsent bytes that make a tunnel busy: new streams go to another one
     attempts: int = 3  # of a CONNECT that a peer going away has not looked at
     awake: float = 100e-6  # that a thread looks for an event before it sleeps, while that pays; 0: it sleeps at once
@@ -74,9 +76,8 @@ class Limits:
     window_budget: int = 16 << 20  # sum of all growth beyond `stream_window` on one tunnel
     window_budget_per_pod: int = 64 << 20
     window_budget_of_all: int = 256 << 20  # tunnels together
-    # Bytes that tunnels hold, received or to be sent; those of a pod, on each thread that serves it. When there are
-    # more, streams are given a quarter of their buffer, and no further connection begins: with LIMIT, for a pod that
-    # has more than is left.
+    # Bytes that tunnels hold, received or to be sent. When there are more, streams are given a quarter of their buffer,
+    # and no further connection begins: with LIMIT, for a pod that has more than is left.
     buffered_per_pod: int = 128 << 20
     buffered: int = 512 << 20
     connection_window: int = 16 << 20

@@ -85,10 +85,7 @@ cdef inline bint listener_captures(const Listener *self) noexcept nogil:
 cdef bint listener_must_wait(Listener *self) noexcept nogil:
     """The pod's own connections come faster than they are decided, or than it may open them. Nobody need be refused: who
     waits in the backlog has time."""
-    cdef Loop *loop = self.pod.loop
-    return listener_captures(self) and (
-        bucket_empty(&self.pod.captures, loop.now)
-        or untold_full(&self.pod.untold, loop_takes(loop), loop.shared.limits.untold_captured))
+    return listener_captures(self) and inquiry_waits(self.pod)
 
 
 cdef void listener_accept(void *of) noexcept nogil:
@@ -149,8 +146,7 @@ cdef void listener_accepted(Listener *self, int fd, const Address *peer) noexcep
         kind_plaintext(&kind, pod, peer, &local)
     known = standing_find(pod, &kind) != NULL
     if captured and not known:
-        charge(&pod.captures, pod.loop.now)
-        untold_add(&pod.untold, loop_takes(pod.loop), pod.loop.shared.limits.untold_captured)
+        inquiry_captured(pod)
     if pod_excess(pod, why, sizeof(why)) or not captured and not known and loop_excess(pod, peer, why, sizeof(why)):
         count_refused(pod.loop, LIMIT, why)
         close_(fd)  # RST: inherited from the listener

@@ -64,6 +64,7 @@ cdef struct Shared:
     bint accelerated         # sockets of applications may be in a sockhash
     Loop **loops             # all `threads` of them
     Maps maps
+    Inquiries inquiries
     uint64_t generation      # atomic; of standing orders: those of another one have lapsed
     Mail facts
 
@@ -227,18 +228,9 @@ cdef uint64_t loop_takes(Loop *self) noexcept nogil:
 
 cdef bint loop_excess(Pod *pod, const Address *peer, char *why, size_t size) noexcept nogil:
     """One more connection of this peer to the pod, plaintext or a request, would be too much; and why."""
-    cdef Loop *loop = pod.loop
-    cdef Limits *limits = &loop.shared.limits
-    cdef Allowance *allowance = allowance_of(&loop.allowances, pod.number, peer)
-    cdef const char *text
+    cdef const char *text = inquiry_refuse(pod, peer)
     cdef char address[ADDRESS_TEXT]
-    if loop_unheard(loop) or not untold_add(&allowance.untold, loop_takes(loop), limits.untold_per_peer):
-        text = b"asks faster than the agent decides"
-    elif not charge(bucket_of(&allowance.inbound, &limits.inbound_of_peer), loop.now):
-        text = b"opens too many connections in too short a time"
-    elif not charge(&pod.inbound, loop.now):
-        text = b"comes while others open too many connections in too short a time"
-    else:
+    if text == NULL:
         return False
     address_text(peer, address)
     snprintf(why, size, b"%s: %s %s", pod.name, address, text)

@@ -139,14 +139,7 @@ cdef void passage_free(Connection *self) noexcept nogil:
 
 
 cdef bint passage_charge(Connection *self) noexcept nogil:
-    """Whether Python has time for it: to be told of one costs as much as to be asked."""
-    cdef Loop *loop = self.loop
-    cdef Passage *passage = self.passage
-    cdef Allowance *allowance
-    if passage.captured:
-        return charge(&self.pod.captures, loop.now)
-    allowance = allowance_of(&loop.allowances, self.pod.number, &passage.client)
-    return charge(bucket_of(&allowance.inbound, &loop.shared.limits.inbound_of_peer), loop.now)
+    return inquiry_told(self.pod, self.passage.captured, &self.passage.client)
 
 
 cdef void passage_due(void *of) noexcept nogil:

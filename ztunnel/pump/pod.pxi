@@ -19,6 +19,11 @@ cdef struct Common:
     uint64_t cookie          # of the namespace
     int64_t threads
     Share *shares            # of the threads, by index
+    core.Bucket captures     # new connections of its own; these three under the lock of Inquiries
+    Untold untold            # of them
+    core.Bucket inbound      # new connections to it
+    long buffered            # atomic, these two; sums of what its threads have
+    long growth
 
 
 cdef struct Pod:
@@ -41,11 +46,8 @@ cdef struct Pod:
     Tunnel *oldest           # of those in their handshake
     Tunnel *youngest
     long handshakes
-    int64_t buffered         # bytes that its tunnels hold
-    int64_t growth           # of their windows
-    core.Bucket captures     # new connections of its own
-    Untold untold            # of them
-    core.Bucket inbound      # new connections to it
+    int64_t buffered         # bytes that its tunnels hold on this thread; by pod_hold
+    int64_t growth           # of their windows; by pod_grow
     core.Bucket strangers    # handshakes with it of peers that are not known
     Standing **standing      # owned, as are those in it; NULL: none yet
     bint gone
@@ -104,7 +106,6 @@ cdef Pod *pod_new(Loop *loop, uint64_t number) noexcept nogil:
     cdef Pod *self = <Pod *>make(sizeof(Pod))
     cdef int door
     self.loop, self.number = loop, number
-    self.captures, self.inbound = loop.shared.limits.captures, loop.shared.limits.inbound
     self.strangers = loop.shared.limits.handshakes
     for door in range(DOORS):
         self.listeners[door].pod = self
@@ -121,6 +122,8 @@ cdef void pod_live(Pod *self, Common *common) noexcept nogil:
     cdef Share *share = &common.shares[self.loop.index]
     if before != NULL:
         share[0] = self.share[0]
+        atomic_add(&common.buffered, self.buffered, RELAXED)
+        atomic_add(&common.growth, self.growth, RELAXED)
     self.common, self.share, self.listening = common, share, True
     self.name, self.trust_domain, self.netns = common.name, common.trust_domain, common.netns
     if before != NULL:
@@ -135,6 +138,27 @@ cdef void pod_dispose(void *of) noexcept nogil:
     free(self)
 
 
+cdef inline void pod_hold(Pod *self, int64_t change) noexcept nogil:
+    """Bytes, by its tunnels."""
+    self.buffered += change
+    if self.common != NULL:
+        atomic_add(&self.common.buffered, change, RELAXED)
+    atomic_add(&self.loop.shared.buffered, change, RELAXED)
+
+
+cdef inline void pod_grow(Pod *self, int64_t change) noexcept nogil:
+    """Of their windows."""
+    self.growth += change
+    if self.common != NULL:
+        atomic_add(&self.common.growth, change, RELAXED)
+    atomic_add(&self.loop.shared.growth, change, RELAXED)
+
+
+cdef inline int64_t pod_growth(const Pod *self) noexcept nogil:
+    """On all threads."""
+    return atomic_get(&self.common.growth, RELAXED) if self.common != NULL else self.growth
+
+
 cdef void pod_close_listeners(Pod *self) noexcept nogil:
     cdef int door
     self.listening = False
@@ -145,7 +169,8 @@ cdef void pod_close_listeners(Pod *self) noexcept nogil:
 cdef bint pod_swollen(Pod *self) noexcept nogil:
     """Its tunnels hold as much as they may; or all pods' do, and its own more than what is left for it of that."""
     cdef Limits *limits = &self.loop.shared.limits
-    return self.buffered >= limits.buffered_per_pod or self.buffered > 0 and self.buffered >= (
+    cdef long held = atomic_get(&self.common.buffered, RELAXED) if self.common != NULL else self.buffered
+    return held >= limits.buffered_per_pod or held > 0 and held >= (
         limits.buffered - atomic_get(&self.loop.shared.buffered, RELAXED))
 
 
@@ -165,7 +190,7 @@ cdef bint pod_excess(Pod *self, char *why, size_t size) noexcept nogil:
         snprintf(why, size, b"%s has %ld connections, all pods together may have %ld more", self.name, held, left)
         return True
     if pod_swollen(self):
-        snprintf(why, size, b"%s has %lld bytes in buffers already", self.name, <long long>self.buffered)
+        snprintf(why, size, b"%s has %ld bytes in buffers already", self.name, atomic_get(&self.common.buffered, RELAXED))
         return True
     return False
 

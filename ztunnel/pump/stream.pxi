@@ -189,8 +189,7 @@ cdef bint stream_flushed(Stream *self) noexcept nogil:
 
 cdef void stream_count_growth(Stream *self, int64_t change) noexcept nogil:
     self.tunnel.growth += change
-    self.tunnel.pod.growth += change
-    atomic_add(&self.tunnel.loop.shared.growth, change, RELAXED)
+    pod_grow(self.tunnel.pod, change)
 
 
 cdef void stream_forget(Stream *self, size_t count) noexcept nogil:
@@ -208,7 +207,7 @@ cdef void stream_grow(Stream *self) noexcept nogil:
     cdef Limits *limits = &self.tunnel.loop.shared.limits
     cdef int64_t spare = min(
         limits.window_budget - self.tunnel.growth,
-        min(limits.window_budget_per_pod - self.tunnel.pod.growth,
+        min(limits.window_budget_per_pod - pod_growth(self.tunnel.pod),
             limits.window_budget_of_all - atomic_get(&self.tunnel.loop.shared.growth, RELAXED)))
     cdef int64_t window = min(<int64_t>self.window * 2, min(self.window + spare, <int64_t>limits.stream_window_max))
     cdef Http2Stream *http = stream_http(self)

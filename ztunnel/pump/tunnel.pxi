@@ -121,8 +121,7 @@ cdef inline void tunnel_count(Tunnel *self, int64_t bytes) noexcept nogil:
     if -COUNTED < change < COUNTED and bytes:
         return
     self.counted = bytes
-    self.pod.buffered += change
-    atomic_add(&self.loop.shared.buffered, change, RELAXED)
+    pod_hold(self.pod, change)
 
 
 cdef inline void tunnel_account(Tunnel *self) noexcept nogil:

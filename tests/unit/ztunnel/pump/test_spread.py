@@ -6,17 +6,20 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from mesh.http2 import Rate
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.halting import halted
 from tests.unit.ztunnel.pump.authority import CLIENT
 from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, connect, echo, eventually, pair
+from tests.unit.ztunnel.pump.test_limits import MIB, NO_WINDOW, hose
+from tests.unit.ztunnel.pump.test_tunnel import HEADERS, PREFACE, Peer, client_of, frame
 from ztunnel.orders import Captured, Ended, Offered, Opened
 from ztunnel.pump import Limits
 
@@ -108,6 +111,39 @@ async def test_limits_of_a_pod_and_of_a_peer_count_all_threads() -> None:
         assert made.server.engine.census().peers == 1
         made.client.engine.remove_pod("client-pod")
         await eventually(lambda: made.server.engine.census().peers == 0)
+
+
+@asynccontextmanager
+async def two_peers(made: Pair) -> AsyncIterator[tuple[Peer, Peer]]:
+    """Of one address, each served by another thread; each has asked once."""
+    async with client_of(made) as one, client_of(made) as other:
+        for count, peer in enumerate((one, other), 1):
+            peer.writer.write(PREFACE + NO_WINDOW + frame(1, 4, 1, HEADERS))
+            await made.server.until(lambda count=count: len(made.server.of(Offered)) == count)
+        assert by_thread(made.server, Offered) == [1, 1]
+        yield one, other
+
+
+async def test_what_is_asked_counts_on_all_threads() -> None:
+    limits = Limits(inbound_of_peer=Rate(burst=7, per_second=0.001))
+    async with pair(server_limits=limits, threads=THREADS) as made, two_peers(made) as peers:
+        for peer in peers:
+            peer.writer.write(b"".join(frame(1, 4, 3 + 2 * n, HEADERS) for n in range(5)))
+        await eventually(lambda: made.server.engine.refused == {Reason.LIMIT: 5})
+        assert len(made.server.of(Offered)) == 7
+
+
+async def test_bytes_of_a_pod_count_on_all_threads() -> None:
+    async with (
+        pair(server_limits=Limits(buffered_per_pod=MIB), threads=THREADS) as made,
+        application(made, hose),
+        two_peers(made) as (greedy, modest),
+    ):
+        greedy.writer.write(b"".join(frame(1, 4, 3 + 2 * n, HEADERS) for n in range(30)))
+        await eventually(lambda: made.server.engine.held[1] >= MIB)
+        modest.writer.write(frame(1, 4, 3, HEADERS))
+        await eventually(lambda: made.server.engine.refused == {Reason.LIMIT: 1})
+        assert sorted(by_thread(made.server, Offered)) == [1, 31]
 
 
 async def test_what_is_on_its_way_to_another_thread_counts() -> None:
