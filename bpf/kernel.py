@@ -107,7 +107,7 @@ class Kernel:
         """
         node, cgroups = preflight.check(pins, cgroup, agent_cgroup, kubelet_cgroup)
         if accelerate:
-            preflight.tells_sequence_numbers()
+            preflight.can_accelerate()
         artifact = compile.build(cache)
         settings = Settings(node=node, cgroups=cgroups, quota=quota, accelerate=accelerate, direct=direct)
         pins.mkdir(mode=0o700, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpf import btf, syscall
@@ -13,6 +14,8 @@ from bpf.error import PreflightError
 from bpf.programs import HOOKS, SEQUENCE_MARKERS, Place
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # SYS_ADMIN contains CAP_BPF and CAP_PERFMON
+_WAKE_READERS = {"CAP_NET_RAW": 13}
+_BY_TCP = "without it (--direct-acceleration off) everything works, by TCP"
 _SINCE = {
     "connect4": "4.17",
     "connect6": "4.17",
@@ -31,7 +34,7 @@ def check(
     pins: Path, cgroup: Path, agent_cgroup: Path, kubelet_cgroup: Path | None, *, effective: int | None = None
 ) -> tuple[Cgroup, tuple[int, int, int, int]]:
     """The node's cgroup, and the first four fields of `struct settings`; PreflightError names what is missing."""
-    _capabilities(_effective() if effective is None else effective)
+    _capabilities(_effective() if effective is None else effective, _CAPABILITIES)
     node = Cgroup.find(cgroup, "the node's")
     agent = _inner(agent_cgroup, "the agent's")
     kubelet = None if kubelet_cgroup is None else _inner(kubelet_cgroup, "the kubelet's")
@@ -51,22 +54,23 @@ def runs_in(cgroup: Path) -> None:
     )
 
 
-def tells_sequence_numbers() -> None:
-    """PreflightError unless the kernel says where it keeps them: acceleration needs them to keep bytes in order."""
+def can_accelerate(*, effective: int | None = None) -> None:
+    """PreflightError unless readers that fell behind can be woken, and the kernel says where it keeps sequence numbers:
+    acceleration needs them to keep bytes in order."""
+    _capabilities(_effective() if effective is None else effective, _WAKE_READERS, f"; {_BY_TCP}")
     if btf.sequence_offsets(tuple(SEQUENCE_MARKERS)) is None:
         raise PreflightError(
             f"{btf.KERNEL} does not tell where struct tcp_sock has {', '.join(SEQUENCE_MARKERS)}",
-            "a kernel with CONFIG_DEBUG_INFO_BTF is needed for acceleration; without it "
-            "(--direct-acceleration off) everything works, by TCP",
+            f"a kernel with CONFIG_DEBUG_INFO_BTF is needed for acceleration; {_BY_TCP}",
         )
 
 
-def _capabilities(effective: int) -> None:
-    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+def _capabilities(effective: int, wanted: Mapping[str, int], otherwise: str = "") -> None:
+    missing = [name for name, bit in wanted.items() if not effective >> bit & 1]
     if missing:
         raise PreflightError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
-            "run the agent as root, or add what is missing to its securityContext.capabilities",
+            f"run the agent as root, or add what is missing to its securityContext.capabilities{otherwise}",
         )
 
 

@@ -57,6 +57,14 @@ def test_what_is_missing_is_named(rig: Rig, changes: dict[str, object], missing:
     assert str(caught.value) == f"{caught.value.missing}; {caught.value.cure}"
 
 
+def test_acceleration_needs_one_more_capability() -> None:
+    """To wake a reader that fell behind; without it the self-test fails, and direct connections go by TCP."""
+    preflight.can_accelerate()
+    with pytest.raises(PreflightError, match="CAP_NET_RAW is missing") as caught:
+        preflight.can_accelerate(effective=1 << 12 | 1 << 21)
+    assert "--direct-acceleration off" in caught.value.cure
+
+
 def test_a_program_type_that_the_kernel_refuses_is_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     load = syscall.load_program
 
