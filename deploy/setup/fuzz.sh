@@ -19,7 +19,7 @@ export PYTHONPATH=$top:$(echo "$top"/.venv/lib/python3*/site-packages)
 
 build() {
   local stamp now python
-  now=$(cd "$top" && cat mesh/http2/*.p[yx][xd] ztunnel/pump/*.p[yx][xi] "$here"/*.[ch] "$here"/*.p[yx][xi] "$0" | sha256sum)
+  now=$(cd "$top" && cat mesh/http2/*.p[yx][xd] ztunnel/pump/*.p[yx][xi] ztunnel/pump/*.h "$here"/*.[ch] "$here"/*.p[yx][xi] "$0" | sha256sum)
   exec 8>"$make.lock"; flock 8
   [ "$(cat "$make/stamp" 2>/dev/null)" = "$now" ] && { flock -u 8; return; }
   rm -rf "$make"; mkdir -p "$make"
@@ -28,7 +28,7 @@ build() {
   .venv/bin/cython -3 -I . mesh/http2/_session.pyx -o "$make/_session.c"
   .venv/bin/cython -3 -I . --module-name tests.fuzz.fuzz tests/fuzz/fuzz.pyx -o "$make/fuzz.c"
   clang "${flags[@]}" -fsanitize=fuzzer-no-link "${python[@]}" -shared -fPIC "$make/_session.c" -o "$make/_session.so" -lnghttp2 &
-  clang "${flags[@]}" -fsanitize=fuzzer-no-link "${python[@]}" -I"$here" -include seams.h -shared -fPIC "$make/fuzz.c" \
+  clang "${flags[@]}" -fsanitize=fuzzer-no-link "${python[@]}" -I"$here" -Iztunnel/pump -include seams.h -shared -fPIC "$make/fuzz.c" \
     -o "$make/fuzz.so" -lssl -lcrypto -lnghttp2
   wait $!
   clang "${flags[@]}" -fsanitize=fuzzer -rdynamic "${python[@]}" "$here/driver.c" "$here/mutator.c" -o "$make/driver" \

@@ -58,6 +58,7 @@ def begin(program: str) -> int:
     fuzz.check_vigil()
     fuzz.check_waiting()
     fuzz.check_standing()
+    fuzz.check_aes()
     spoilt = int(os.environ.get("GOSSAMER_FUZZ_SPOILT", "0"))
     return int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
 

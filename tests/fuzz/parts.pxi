@@ -198,3 +198,87 @@ def check_standing():
     free(pod)
     free(loop.shared)
     free(loop)
+
+
+cdef extern from "openssl/evp.h" nogil:
+    ctypedef struct EVP_CIPHER:
+        pass
+    ctypedef struct EVP_CIPHER_CTX:
+        pass
+    int EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG
+    EVP_CIPHER *EVP_CIPHER_fetch(OSSL_LIB_CTX *, const char *, const char *)
+    void EVP_CIPHER_free(EVP_CIPHER *)
+    EVP_CIPHER_CTX *EVP_CIPHER_CTX_new()
+    void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *)
+    int EVP_CipherInit_ex(EVP_CIPHER_CTX *, const EVP_CIPHER *, void *, const uint8_t *, const uint8_t *, int)
+    int EVP_CipherUpdate(EVP_CIPHER_CTX *, uint8_t *, int *, const uint8_t *, int)
+    int EVP_CipherFinal_ex(EVP_CIPHER_CTX *, uint8_t *, int *)
+    int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX *, int, int, void *)
+
+
+cdef bint crypt(
+    EVP_CIPHER_CTX *context, bint encrypts, const uint8_t *nonce, bytes aad, uint8_t *data, int length, int piece, uint8_t *tag
+) except *:
+    """In place, so many bytes at a time; False: the tag is wrong, or the nonce was used."""
+    cdef int done, at = 0
+    if EVP_CipherInit_ex(context, NULL, NULL, NULL, nonce, encrypts) != 1:
+        return False
+    assert encrypts or EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, TAG, tag) == 1
+    assert EVP_CipherUpdate(context, NULL, &done, <const uint8_t *>PyBytes_AS_STRING(aad), len(aad)) == 1 and done == len(aad)
+    while at < length:
+        if EVP_CipherUpdate(context, data + at, &done, data + at, min(piece, length - at)) != 1:
+            return False
+        at += done
+    if EVP_CipherFinal_ex(context, data + at, &done) != 1:
+        return False
+    assert done == 0
+    return not encrypts or EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, TAG, tag) == 1
+
+
+cdef EVP_CIPHER_CTX *crypt_context(OSSL_LIB_CTX *library, const char *name, const char *whose, const uint8_t *key) except NULL:
+    cdef EVP_CIPHER *cipher = EVP_CIPHER_fetch(library, name, whose)
+    cdef EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new()
+    assert cipher != NULL and context != NULL
+    assert EVP_CipherInit_ex(context, cipher, NULL, key, NULL, -1) == 1
+    EVP_CIPHER_free(cipher)
+    return context
+
+
+def check_aes():
+    """What is sealed by the tunnels' AES-GCM is what OpenSSL's own makes of it, whatever the size and the pieces; each opens
+    what the other has sealed, and neither what was touched."""
+    cdef EVP_CIPHER_CTX *ours
+    cdef EVP_CIPHER_CTX *openssl
+    cdef uint8_t tags[2][TAG]
+    cdef uint8_t mine[20000]
+    cdef uint8_t theirs[20000]
+    cdef int size, done
+    assert wire_prepare() == 0
+    for name in (b"AES-128-GCM", b"AES-256-GCM"):
+        key = bytes(range(100, 132))
+        ours = crypt_context(tls_library, name, tls_wanted, <const uint8_t *>PyBytes_AS_STRING(key))
+        openssl = crypt_context(NULL, name, b"provider=default", <const uint8_t *>PyBytes_AS_STRING(key))
+        for i, size in enumerate([*range(300), 768, 1350, 4096, 16383, 16384, 16385, 19999]):
+            plain = bytes((i * 7 + j * 31) % 251 for j in range(size))
+            nonce = bytes([i % 256, i // 256] * 6)
+            aad = plain[:i % (MOST_AAD + 1)]
+            at = <const uint8_t *>PyBytes_AS_STRING(nonce)
+            for piece in (20000, 1 + i % 97) if size < 5000 else (20000, 4001):
+                memcpy(mine, PyBytes_AS_STRING(plain), size)
+                memcpy(theirs, PyBytes_AS_STRING(plain), size)
+                assert crypt(ours, True, at, aad, mine, size, piece, tags[0])
+                assert crypt(openssl, True, at, aad, theirs, size, 20000, tags[1])
+                assert memcmp(mine, theirs, size) == 0 and memcmp(tags[0], tags[1], TAG) == 0, (name, size, piece)
+                assert crypt(openssl, False, at, aad, mine, size, 20000, tags[0]) and mine[:size] == plain
+                assert crypt(ours, False, at, aad, theirs, size, piece, tags[1]) and theirs[:size] == plain
+            assert crypt(ours, True, at, aad, mine, size, 20000, tags[0])
+            tags[0][i % TAG] ^= 1
+            assert not crypt(ours, False, at, aad, mine, size, 20000, tags[0]), "another tag"
+            if size:
+                assert crypt(ours, True, at, aad, mine, size, 20000, tags[0])
+                mine[i % size] ^= 1
+                assert not crypt(ours, False, at, aad, mine, size, 20000, tags[0]), "other bytes"
+        assert EVP_CipherInit_ex(ours, NULL, NULL, NULL, NULL, 1) == 1
+        assert EVP_CipherUpdate(ours, mine, &done, mine, 16) != 1 or tls_library == NULL, "a nonce serves once"
+        EVP_CIPHER_CTX_free(ours)
+        EVP_CIPHER_CTX_free(openssl)

@@ -19,6 +19,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       allowance   what an address may cost a pod before anything is decided
       inquiry     how many connections Python is asked about
       socket      TCP: options, dialling, reading, writing, last words
+      aes         AES-GCM by AVX-512, where OpenSSL has none of it; gcm.h: whose it is
       tls         contexts, sessions on memory, whose certificate is welcome
       relay       two ends and the bytes between them
       stream      an end that is a stream of a tunnel

@@ -11,6 +11,9 @@ from ztunnel.pump.maps import Maps
 Address = tuple[str, int]
 Fields = Sequence[tuple[str, str]]
 
+def aes() -> str:
+    """Whose AES-GCM the tunnels use, once there is a Pump: "OpenSSL" or "libipsec-mb"."""
+
 class Pump:
     """`threads` native threads, each with its own epoll. `statuses`: HTTP answer per reason. Connection ids and pod
     numbers name their thread: number % threads."""

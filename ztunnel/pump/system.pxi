@@ -149,6 +149,9 @@ cdef extern from "stdio.h" nogil:
 cdef extern from "stdlib.h" nogil:
     void abort()
 
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t, size_t)
+
 cdef extern from "malloc.h" nogil:
     int M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
     int mallopt(int, int)

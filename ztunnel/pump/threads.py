@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from mesh import http2
 from mesh.reason import Reason
-from ztunnel.pump._pump import Pump
+from ztunnel.pump._pump import Pump, aes
 from ztunnel.pump.limits import Limits
 from ztunnel.pump.maps import Maps
+
+log = logging.getLogger(__name__)
 
 _FRAME_HEADER = 9  # bytes; with it a full DATA frame is one TLS record
 
 
 def begin(limits: Limits, threads: int, accelerated: bool, maps: Maps | None) -> Pump:
-    return Pump(
+    pump = Pump(
         limits=limits,
         server=limits.settings(server=True),
         client=limits.settings(server=False),
@@ -27,3 +31,5 @@ def begin(limits: Limits, threads: int, accelerated: bool, maps: Maps | None) ->
         accelerated=accelerated,
         maps=maps,
     )
+    log.debug("AES-GCM of tunnels: %s", aes())
+    return pump

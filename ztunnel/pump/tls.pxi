@@ -48,6 +48,7 @@ cdef int wire_prepare() noexcept nogil:
         BIO_meth_set_write(wire_method, wire_write)
         BIO_meth_set_read(wire_method, wire_read)
         BIO_meth_set_ctrl(wire_method, wire_ctrl)
+        aes_prepare()
     return 0
 
 
@@ -191,7 +192,8 @@ cdef void contexts_release(Contexts *self) noexcept nogil:
 
 
 cdef SSL_CTX *context_new(bint server) noexcept nogil:
-    cdef SSL_CTX *context = SSL_CTX_new(TLS_server_method() if server else TLS_client_method())
+    cdef SSL_CTX *context = SSL_CTX_new_ex(
+        tls_library, tls_wanted, TLS_server_method() if server else TLS_client_method())
     cdef int verify = SSL_VERIFY_PEER
     if context == NULL:
         return NULL
@@ -213,12 +215,14 @@ cdef SSL_CTX *context_new(bint server) noexcept nogil:
     return context
 
 
-cdef X509 *certificate_of(bytes der):
+cdef X509 *certificate_of(bytes der) except? NULL:
     """NULL: not a certificate, or more than one."""
     cdef const unsigned char *at = <const unsigned char *>PyBytes_AS_STRING(der)
     cdef const unsigned char *end = at + len(der)
-    cdef X509 *certificate = d2i_X509(NULL, &at, len(der))
-    if certificate != NULL and at != end:
+    cdef X509 *certificate = X509_new_ex(tls_library, tls_wanted)
+    if certificate == NULL:
+        raise MemoryError
+    if d2i_X509(&certificate, &at, len(der)) == NULL or at != end:
         X509_free(certificate)
         return NULL
     return certificate
@@ -258,7 +262,7 @@ cdef int context_load(SSL_CTX *context, credentials) except -1:
         if failed:
             raise ValueError(f"{unusable}: {openssl_error()}")
     at = <const unsigned char *>PyBytes_AS_STRING(credentials.key)
-    key = d2i_AutoPrivateKey(NULL, &at, len(credentials.key))
+    key = d2i_AutoPrivateKey_ex(NULL, &at, len(credentials.key), tls_library, tls_wanted)
     if key == NULL:
         raise ValueError(f"{unusable}: the key is not PKCS#8 DER: {openssl_error()}")
     failed = SSL_CTX_use_PrivateKey(context, key) != 1 or SSL_CTX_check_private_key(context) != 1
