@@ -245,7 +245,8 @@ class Steering(Protocol):
 
 
 class Engine(Protocol):
-    """Moves bytes. All methods are called on the event loop's thread and do not block."""
+    """Moves bytes. All methods are called on the event loop's thread and do not block; those about pods wait for the
+    threads to do their part. For one that is stuck they wait two seconds, once; it does its part when it goes on."""
 
     @property
     def refused(self) -> Mapping[Reason, int]:

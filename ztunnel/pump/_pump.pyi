@@ -84,18 +84,17 @@ class Pump:
         netns: int,
         cookie: int,
         listeners: Sequence[int | None],
-    ) -> None:
-        """`cookie`: of the netns. Takes the descriptors. Returns when it is done."""
+    ) -> bool:
+        """`cookie`: of the netns. Takes the descriptors. True: all threads have carried it out. False: two seconds were
+        not enough for one; it will, before anything it is told later. So with what else returns a bool."""
     def start(self, number: int) -> None: ...
     def credentials(self, number: int, credentials: Credentials) -> None:
         """ValueError: not usable."""
-    def unlisten(self, number: int) -> None:
-        """Returns when the listeners are closed."""
+    def unlisten(self, number: int) -> bool: ...
     def retire(self, number: int) -> None: ...
-    def drop(self, number: int, reason: int) -> None:
-        """Returns when it is done."""
-    def pause(self) -> None:
-        """Returns when nobody is accepted any more; `facts` has all who were."""
+    def drop(self, number: int, reason: int) -> bool: ...
+    def pause(self) -> bool:
+        """Nobody is accepted any more; `facts` has all who were."""
     def pulses(self) -> list[tuple[int, bool]]:
         """Of each thread that runs: (steps into rounds and out of them, it has something to do). From any thread."""
     def census(self) -> tuple[list[tuple[int, bool, bool, bool, int, int, Address]], int, int]:

@@ -126,7 +126,8 @@ class PumpEngine:
         state.cookie = cookie
         fds = [None if sock is None else sock.detach() for sock in sockets]
         state.life += 1
-        self._pump.pod(state.number, state.life, state.title, trust_domain, os.dup(netns), cookie, fds)
+        title, own = state.title, os.dup(netns)
+        _done("add", title, self._pump.pod(state.number, state.life, title, trust_domain, own, cookie, fds))
         self._standing.lapse(state.number, [state])
         outbound4, outbound6, plaintext4, plaintext6, tunnel4, tunnel6 = fds
         assert outbound4 is not None and plaintext4 is not None and tunnel4 is not None
@@ -143,7 +144,7 @@ class PumpEngine:
         self._pump.start(self._pods[pod].number)
 
     def pause(self) -> None:
-        self._pump.pause()
+        _done("pause", "all", self._pump.pause())
 
     def set_credentials(self, pod: str, credentials: Credentials) -> None:
         """ValueError: not usable; what the pod had before stays."""
@@ -157,10 +158,10 @@ class PumpEngine:
             return
         state.listening = False
         if listeners_only:
-            self._pump.unlisten(state.number)
+            _done("close listeners of", state.title, self._pump.unlisten(state.number))
         else:
             del self._pods[pod]
-            self._pump.drop(state.number, Reason.POD_GONE)
+            _done("remove", state.title, self._pump.drop(state.number, Reason.POD_GONE))
         self._loop.call_soon(self._take_facts)
 
     def order(self, order: Order) -> None:
@@ -205,7 +206,7 @@ class PumpEngine:
         self._draining = True
         for pod in list(self._pods.values()):
             pod.listening = False
-            self._pump.unlisten(pod.number)
+            _done("close listeners of", pod.title, self._pump.unlisten(pod.number))
             self._pump.retire(pod.number)
         self._take_facts()
         try:
@@ -217,7 +218,7 @@ class PumpEngine:
             if self._owners:
                 _log.info("the drain deadline has passed with %d connections open", len(self._owners))
         for pod in list(self._pods.values()):
-            self._pump.drop(pod.number, Reason.DRAINED)
+            _done("remove", pod.title, self._pump.drop(pod.number, Reason.DRAINED))
         self._stopped = True
         await asyncio.to_thread(self._pump.stop)
         self._loop.remove_reader(self._pump.fileno())
@@ -381,6 +382,11 @@ class PumpEngine:
 
     def _quiet(self, _: int = 0) -> None:
         self._emptied.set()
+
+
+def _done(what: str, pod: str, done: bool) -> None:
+    if not done:
+        _log.error("%s pod %s: a thread that is stuck has not done its part; it will when it goes on", what, pod)
 
 
 _READERS: dict[str, Callable[..., Fact | None]] = {

@@ -2,6 +2,7 @@
 
 cdef enum:
     PASSED_AT_ONCE = 8192    # connections that are only added up, before others have their turn
+    WAIT_SECONDS = 2         # for a thread; one that takes longer is waited for no more until it has answered
 
 
 cdef void fill_bucket(core.Bucket *bucket, rate) except *:
@@ -375,17 +376,30 @@ cdef class Pump:
         batch_end(&self.orders)
         mail_send(&loop.orders, &self.orders)
 
-    cdef void _wait(self, Loop *loop) noexcept:
-        """Until the thread has carried out what it was sent."""
+    cdef bint _wait(self, Loop *loop, bint however_long=False) noexcept:
+        """Until the thread has carried out what it was sent. False: it has not, and is stuck; it will when it goes on,
+        before anything that it is sent later."""
         cdef uint64_t ticket, one = 1
+        cdef timespec until
+        cdef int failed = 0
         with nogil:
+            clock_gettime(CLOCK_MONOTONIC, &until)
+            until.tv_sec += WAIT_SECONDS
             pthread_mutex_lock(&loop.lock)
             loop.asked += 1
             ticket = loop.asked
             write_(loop.orders.bell, &one, sizeof(one))
             while loop.running and loop.answered < ticket:
-                pthread_cond_wait(&loop.answer, &loop.lock)
+                if however_long:
+                    pthread_cond_wait(&loop.answer, &loop.lock)
+                elif failed or loop.answered < loop.missed:
+                    loop.missed = ticket
+                    break
+                else:
+                    failed = pthread_cond_clockwait(&loop.answer, &loop.lock, CLOCK_MONOTONIC, &until)
+            failed = loop.running and loop.answered < ticket
             pthread_mutex_unlock(&loop.lock)
+        return not failed
 
     def fail(self, uint64_t number, int reason, str detail, bint close):
         batch_begin(&self.orders, ORDER_FAIL)
@@ -502,6 +516,7 @@ cdef class Pump:
         cdef bytes called = name.encode(), trusting = trust_domain.encode()
         cdef Loop *home = self._loop(number)
         cdef int64_t i
+        cdef bint done = True
         cdef Common *common = common_new(
             self.shared.threads, number, life, copy_text(called, len(called)), copy_text(trusting, len(trusting)), netns,
             cookie)
@@ -512,7 +527,8 @@ cdef class Pump:
                 batch_number(orders, <uint64_t><int64_t>(-1 if fd is None or self.loops[i] != home else fd))
             self._send(self.loops[i])
         for i in range(self.shared.threads):
-            self._wait(self.loops[i])
+            done = self._wait(self.loops[i]) and done
+        return done
 
     cdef void _of_pod(self, Loop *loop, Order kind, uint64_t number, uint64_t value) noexcept:
         batch_begin(&self.orders, kind)
@@ -520,18 +536,20 @@ cdef class Pump:
         batch_number(&self.orders, value)
         self._send(loop)
 
-    cdef void _everywhere(self, Order kind, uint64_t number, uint64_t value) noexcept:
-        """Done when it returns. At home first: once that has ended something, it hands over nothing more of it."""
+    cdef bint _everywhere(self, Order kind, uint64_t number, uint64_t value) noexcept:
+        """Whether it is done. At home first: once that has ended something, it hands over nothing more of it."""
         cdef Loop *home = self._loop(number)
         cdef int64_t i
+        cdef bint done
         self._of_pod(home, kind, number, value)
-        self._wait(home)
+        done = self._wait(home)
         for i in range(self.shared.threads):
             if self.loops[i] != home:
                 self._of_pod(self.loops[i], kind, number, value)
         for i in range(self.shared.threads):
             if self.loops[i] != home:
-                self._wait(self.loops[i])
+                done = self._wait(self.loops[i]) and done
+        return done
 
     def start(self, uint64_t number):
         self._of_pod(self._loop(number), ORDER_START, number, 0)
@@ -545,7 +563,7 @@ cdef class Pump:
             self._of_pod(self.loops[i], ORDER_CREDENTIALS, number, <uint64_t>contexts)
 
     def unlisten(self, uint64_t number):
-        self._everywhere(ORDER_UNLISTEN, number, 0)
+        return self._everywhere(ORDER_UNLISTEN, number, 0)
 
     def retire(self, uint64_t number):
         cdef int64_t i
@@ -553,16 +571,18 @@ cdef class Pump:
             self._of_pod(self.loops[i], ORDER_RETIRE, number, 0)
 
     def drop(self, uint64_t number, int reason):
-        self._everywhere(ORDER_DROP, number, reason)
+        return self._everywhere(ORDER_DROP, number, reason)
 
     # All
 
     def pause(self):
         cdef int64_t i
+        cdef bint done = True
         for i in range(self.shared.threads):
             batch_begin(&self.orders, ORDER_PAUSE)
             self._send(self.loops[i])
-            self._wait(self.loops[i])
+            done = self._wait(self.loops[i]) and done
+        return done
 
     def pulses(self):
         """(steps, has work) of each thread that runs. From any thread of Python's."""
@@ -589,7 +609,7 @@ cdef class Pump:
             batch_begin(&self.orders, ORDER_CENSUS)
             batch_number(&self.orders, <uint64_t>&census)
             self._send(self.loops[i])
-            self._wait(self.loops[i])
+            self._wait(self.loops[i], True)
         for j in range(min(census.count, census.room)):
             address_ip(&census.views[j].address, ip)
             tunnels.append((
@@ -607,7 +627,7 @@ cdef class Pump:
             if self.loops[i] != NULL and self.loops[i].running:
                 batch_begin(&self.orders, ORDER_CLEAR)
                 self._send(self.loops[i])
-                self._wait(self.loops[i])
+                self._wait(self.loops[i], True)
         for i in range(self.shared.threads):
             loop = self.loops[i]
             if loop == NULL or not loop.running:

@@ -120,10 +120,11 @@ cdef struct Loop:
     size_t feed_left
     double logged_since[128]
     int logged_lines[128]
-    pthread_mutex_t lock     # of the three below
+    pthread_mutex_t lock     # of the four below
     pthread_cond_t answer
     uint64_t asked
     uint64_t answered
+    uint64_t missed          # by Python: which answer did not come in time
     bint stopped
 
 

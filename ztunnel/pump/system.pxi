@@ -109,6 +109,13 @@ cdef extern from "sys/stat.h" nogil:
         uint64_t st_ino
     int fstat(int, stat_t *)
 
+cdef extern from "time.h" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
+    int clock_gettime(int, timespec *)
+
 cdef extern from "pthread.h" nogil:
     ctypedef unsigned long pthread_t
     ctypedef struct pthread_mutex_t:
@@ -125,6 +132,7 @@ cdef extern from "pthread.h" nogil:
     int pthread_cond_init(pthread_cond_t *, void *)
     int pthread_cond_destroy(pthread_cond_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_clockwait(pthread_cond_t *, pthread_mutex_t *, int, const timespec *)
     int pthread_cond_broadcast(pthread_cond_t *)
 
 cdef extern from "signal.h" nogil:
@@ -133,13 +141,6 @@ cdef extern from "signal.h" nogil:
     int SIG_SETMASK
     int sigfillset(sigset_t *)
     int pthread_sigmask(int, const sigset_t *, sigset_t *)
-
-cdef extern from "time.h" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int, timespec *)
 
 cdef extern from "stdio.h" nogil:
     int snprintf(char *, size_t, const char *, ...)

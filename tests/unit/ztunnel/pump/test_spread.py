@@ -17,7 +17,17 @@ from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.halting import halted
 from tests.unit.ztunnel.pump.authority import CLIENT
-from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, Pair, application, connect, echo, eventually, pair
+from tests.unit.ztunnel.pump.nodes import (
+    DEADLINE,
+    Node,
+    Pair,
+    application,
+    connect,
+    echo,
+    eventually,
+    pair,
+    port_of,
+)
 from tests.unit.ztunnel.pump.test_limits import MIB, NO_WINDOW, hose
 from tests.unit.ztunnel.pump.test_tunnel import HEADERS, PREFACE, Peer, client_of, frame
 from ztunnel.orders import Captured, Ended, Offered, Opened
@@ -130,7 +140,7 @@ async def test_what_is_asked_counts_on_all_threads() -> None:
         for peer in peers:
             peer.writer.write(b"".join(frame(1, 4, 3 + 2 * n, HEADERS) for n in range(5)))
         await eventually(lambda: made.server.engine.refused == {Reason.LIMIT: 5})
-        assert len(made.server.of(Offered)) == 7
+        await made.server.until(lambda: len(made.server.of(Offered)) == 7)
 
 
 async def test_bytes_of_a_pod_count_on_all_threads() -> None:
@@ -143,7 +153,7 @@ async def test_bytes_of_a_pod_count_on_all_threads() -> None:
         await eventually(lambda: made.server.engine.held[1] >= MIB)
         modest.writer.write(frame(1, 4, 3, HEADERS))
         await eventually(lambda: made.server.engine.refused == {Reason.LIMIT: 1})
-        assert sorted(by_thread(made.server, Offered)) == [1, 31]
+        await made.server.until(lambda: sorted(by_thread(made.server, Offered)) == [1, 31])
 
 
 async def test_what_is_on_its_way_to_another_thread_counts() -> None:
@@ -166,6 +176,43 @@ async def test_what_is_on_its_way_to_another_thread_counts() -> None:
     await made.engine.drain(0)
     for _, writer in connections:
         writer.close()
+
+
+async def test_pods_come_and_go_while_a_thread_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    """It does its part when it goes on."""
+    made = Node("pod", threads=THREADS)
+    made.memory.destination = SocketAddress("10.0.0.2", 80)
+    port = port_of(made.enrol_another("another").outbound4)
+    stuck, lives = home(made), (home(made) + 1) % THREADS
+    connections = [await connect(made.address("outbound4")), await connect(("127.0.0.1", port))]
+    await made.until(lambda: len(made.of(Captured)) == 2)
+    assert by_thread(made, Captured) == [1, 1]
+    with halted(os.getpid(), f"pump-{stuck}"):
+        made.engine.remove_pod("pod")
+        made.engine.remove_pod("another")
+        made.enrol_another("third")
+        fourth = port_of(made.enrol_another("fourth").outbound4)
+        connections.append(await connect(("127.0.0.1", fourth)))
+        await made.until(lambda: len(made.of(Captured)) == 3)
+        assert by_thread(made, Captured)[lives] == 2
+        (ended,) = await made.ended(1)
+        assert (ended.id % THREADS, ended.reason) == (lives, Reason.POD_GONE)
+        assert {text.partition(": ")[0] for text in caplog.messages} == {
+            "remove pod pod",
+            "remove pod another",
+            "add pod third",
+            "add pod fourth",
+        }
+    assert {ended.reason for ended in await made.ended(2)} == {Reason.POD_GONE}
+    caplog.clear()
+    await eventually(lambda: not any(busy for _, busy in made.engine.pulses().values()))
+    made.engine.remove_pod("third")
+    made.engine.remove_pod("fourth")
+    assert not caplog.messages, "it is waited for again"
+    await made.ended(3)
+    for _, writer in connections:
+        writer.close()
+    await made.engine.drain(0)
 
 
 def home(made: Node) -> int:
