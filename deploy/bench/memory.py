@@ -1,9 +1,9 @@
 """What connections between two pods of one node cost in memory, beside nothing attached: idle ones, and ones whose
 reader never reads.
 
-The kernel's part is the machine's, as nothing accounts it to a process here: of full connections what TCP and messages
-between sockets have queued, of idle ones the growth of its slabs. Each figure is a difference over many connections, in
-rounds, and the median of them; what else the machine does meanwhile is in it.
+The kernel's part of full connections is what TCP accounts to their sockets, and the descriptors of messages between
+sockets; of idle ones it is the growth of the machine's slabs, as nothing accounts those to anybody here, with whatever
+else the machine does meanwhile. Each figure is a difference over many connections, in rounds, and the median of them.
 """
 
 from __future__ import annotations
@@ -110,11 +110,18 @@ def measure(plan: Plan, number: int, step: Step) -> Outcome:
 def _stuff(program: Path, lane: Lane, size: int) -> tuple[float, float]:
     """(kernel memory, bytes queued) per connection."""
     time.sleep(_SETTLE_S)
-    before = usage.queued_memory()
+    before = _queued(lane)
     dial, count = lane.dial, _SIZES[size]
     with load.Held(program, lane.pair.client, dial.host, dial.port, count, command="stuff", size=size) as held:
-        kernel = usage.queued_memory() - before
+        kernel = _queued(lane) - before
     return kernel / count, held.answer["bytes"] / count
+
+
+def _queued(lane: Lane) -> int:
+    """Bytes, of both pods' sockets."""
+    pods = (lane.pair.client, lane.pair.server)
+    listings = [pod.run(["ss", "-Htmn", "state", "established"], timeout=10).stdout for pod in pods]
+    return usage.message_memory() + sum(map(usage.queued_memory, listings))
 
 
 def _hold(program: Path, lane: Lane, connections: int) -> tuple[float, float]:
@@ -155,8 +162,8 @@ def sheet(outcome: Outcome) -> Sheet:
         title="gossamer bench memory: per connection",
         columns=tuple(column.title for column in _COLUMNS),
         rows=tuple(rows),
-        note="Medians of rounds; ×: of the rounds' ratios. Kernel: the whole machine's sockets; other work on it "
-        "is in it. Both ends together.",
+        note="Medians of rounds; ×: of the rounds' ratios. Both ends together. Idle, kernel: the machine's slabs, "
+        "other work on it too.",
     )
 
 

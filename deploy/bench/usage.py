@@ -71,13 +71,18 @@ def read_memory(groups: Iterable[Path]) -> Memory:
     return Memory(pss=pss / 1024, rss=rss / 1024)
 
 
-def queued_memory() -> int:
-    """Bytes of the whole machine that hold what TCP sockets have queued: as TCP accounts it, and the descriptors of
-    messages from socket to socket, which it does not (a KiB of slab each)."""
-    pages = re.search(r"^TCP: .* mem (\d+)$", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
+def queued_memory(listing: str) -> int:
+    """Bytes that TCP accounts to the sockets that `ss -tm` lists: what each has queued to be read and to be sent, and
+    what it has reserved. (The machine's sum, in /proc/net/sockstat, is off by up to a MiB for each CPU.)"""
+    held = re.findall(r"skmem:\(r(\d+),rb\d+,t\d+,tb\d+,f(\d+),w(\d+)", listing)
+    return sum(int(size) for each in held for size in each)
+
+
+def message_memory() -> int:
+    """Bytes of the whole machine that hold the descriptors of messages from socket to socket, which TCP does not
+    account: a KiB of slab each."""
     slabs = re.findall(r"^kmalloc-(?:rnd-\d+-)?1k +(\d+)", Path("/proc/slabinfo").read_text(), re.MULTILINE)
-    assert pages is not None
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") + 1024 * sum(map(int, slabs))
+    return 1024 * sum(map(int, slabs))
 
 
 def slab_memory() -> int:
