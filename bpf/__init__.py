@@ -1,6 +1,7 @@
 """The kernel side: C in bpf/src, Python beside it.
 
     kernel      Kernel: what the agent uses. Open, enrol pods, steer connections, count, describe
+    enrolment   what the maps hold of a pod, and its own program
     programs    which programs there are, where each is attached
     compile     sources -> artifact, by bcc in a short-lived process (`python -m bpf.compile OUT`)
     artifact    the compiled programs and map definitions as a file: maps by name, constants by marker

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from bpf import compile, netns, nudge, pin, preflight, syscall
+from bpf import compile, nudge, pin, preflight
 from bpf.artifact import Artifact
 from bpf.cgroup import Cgroup
 from bpf.direct import DirectFlow, DirectPath, Target, VerdictEntry
+from bpf.enrolment import Enrolment, Listeners
 from bpf.events import Ring
 from bpf.facts import Description, describe
 from bpf.hooks import Hooks
@@ -20,14 +21,9 @@ from bpf.layouts import (
     DESTINATION,
     ENDPOINT,
     INDEX,
-    KINDS,
-    NOWHERE,
-    PLACE,
-    POD,
     REASONS,
     SETTINGS,
     DirectDrained,
-    is_v4,
     pack_cidr,
     pack_ip,
     pack_tuple,
@@ -38,30 +34,13 @@ from bpf.ledger import Ledger
 from bpf.maps import Map
 from bpf.promote import Promoter
 from bpf.registry import DEFINITION as REGISTRY
-from bpf.registry import PodSlot, Registry, free_slot
+from bpf.registry import PodSlot, Registry
 from bpf.services import Services
 from mesh.balance import Balance
 from mesh.model import Dialled, SocketAddress
 from mesh.reason import Reason
 
 QUOTA = 16384  # connections that one pod may have open: captured, or to its own addresses
-
-
-class Listeners(Protocol):
-    """File descriptors of listening sockets in the pod's netns; None: the family is not available."""
-
-    @property
-    def outbound4(self) -> int: ...
-    @property
-    def outbound6(self) -> int | None: ...
-    @property
-    def plaintext4(self) -> int: ...
-    @property
-    def plaintext6(self) -> int | None: ...
-    @property
-    def tunnel4(self) -> int: ...
-    @property
-    def tunnel6(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +71,14 @@ class Kernel:
         self._ring: Ring | None = None
         self._promoter: Promoter | None = None
         self._direct = DirectPath(maps)
+        self._enrolment = Enrolment(
+            maps=maps,
+            registry=self._registry,
+            hooks=self._hooks,
+            direct=self._direct,
+            layout=artifact.layout_id,
+            folders=partial(pin.layouts, pins),
+        )
         self.ledger = Ledger(maps)
         self._services = Services(maps["services"])
         self.captured, self.announced = maps["captured"], maps["announced"]
@@ -180,51 +167,13 @@ class Kernel:
         everything is in place; without `listeners` the pod is closed until `set_listeners`. Again for an enrolled pod:
         addresses, listeners and programs are renewed. ValueError: not a pod's netns, or another pod has it.
         """
-        packed = [pack_ip(address) for address in addresses]
-        cookie = netns.cookie(netns_fd)
-        if cookie == netns.cookie():
-            raise ValueError(
-                f"pod {instance} is in the node's own network namespace; host-network pods are not enrolled"
-            )
         with pin.locked(self._pins):
             self._collect()
-            pods = self._registry.pods()
-            known = pods.get(instance)
-            if known is not None and known.cookie != cookie:
-                self._remove(known)  # the pod was made again in a new netns
-                del pods[instance]
-            for other in pods.values():
-                if other.cookie == cookie and other.instance != instance:
-                    raise ValueError(
-                        f"pod {instance} has the netns of pod {other.instance}, which is enrolled; un-enrol that first"
-                    )
-            slot = pods[instance].slot if instance in pods else free_slot(pods.values())
-            pod = PodSlot(instance=instance, slot=slot, cookie=cookie, addresses=tuple(addresses))
-            fresh = self._maps["enrolled"].get(COOKIE.pack(cookie)) is None
-            try:
-                self._admit(pod, packed, netns_fd, listeners)
-            except BaseException:
-                if fresh:
-                    self._remove(pod)
-                raise
-        return pod
+            return self._enrolment.enrol(instance, netns_fd, addresses, listeners)
 
     def set_listeners(self, slot: int, listeners: Listeners) -> None:
         """Steer to these listening sockets from now on. A socket that is closed leaves by itself."""
-        kinds = (
-            listeners.outbound4,
-            listeners.outbound6,
-            listeners.plaintext4,
-            listeners.plaintext6,
-            listeners.tunnel4,
-            listeners.tunnel6,
-        )
-        for kind, fd in enumerate(kinds):
-            key = INDEX.pack(slot * KINDS + kind)
-            if fd is None:
-                self._maps["listeners"].delete(key)
-            elif self._maps["listeners"].get(key) != netns.socket_cookie(fd):  # else it is there, handed over
-                self._maps["listeners"].put(key, COOKIE.pack(fd))
+        self._enrolment.set_listeners(slot, listeners)
 
     def unenrol(self, instance: str) -> None:
         """Stop capturing; unknown instances are ignored. What open sockets see stays true until they close."""
@@ -232,7 +181,7 @@ class Kernel:
             self._collect()
             pod = self._registry.pods().get(instance)
             if pod is not None:
-                self._remove(pod)
+                self._enrolment.remove(pod)
 
     def set_bypass(self, cidrs: Iterable[str]) -> None:
         """Connections to these networks are never captured. ValueError if one is no CIDR, with nothing changed."""
@@ -351,7 +300,7 @@ class Kernel:
         self._hooks.attach_messages(direct or accelerate)
         self._hooks.attach_acceleration(accelerate)
         self._set(*wanted.cgroups, wanted.quota, accelerate, generation, direct)
-        self._forget_usage()
+        self._enrolment.forget_usage()
 
     def _set(self, agent: int, kubelet: int, agent_level: int, kubelet_level: int, *rest: int) -> None:
         self._maps["settings"].put(INDEX.pack(0), SETTINGS.pack(agent, kubelet, agent_level, kubelet_level, *rest))
@@ -359,45 +308,6 @@ class Kernel:
     def _counter(self, index: int) -> int:
         values = self._maps["counters"].get(INDEX.pack(index)) or b""
         return sum(int.from_bytes(values[i : i + 8], sys.byteorder) for i in range(0, len(values), 8))
-
-    def _admit(self, pod: PodSlot, packed: Sequence[bytes], netns_fd: int, listeners: Listeners | None) -> None:
-        """Everything in place first; the entry in `enrolled` is the switch of both directions."""
-        maps, cookie = self._maps, COOKIE.pack(pod.cookie)
-        before = self._registry.pods().get(pod.instance)
-        self._registry.put(pod)
-        sources = [next((ip for ip in packed if is_v4(ip) == v4), NOWHERE) for v4 in (True, False)]
-        maps["pods"].put(cookie, POD.pack(pod.slot, 0, *sources))
-        former = set(before.addresses if before else ()) - set(pod.addresses)
-        self._direct.forget(pod, former)
-        for gone in former:
-            maps["addresses"].delete(PLACE.pack(pod.cookie, pack_ip(gone)))
-        for ip in packed:
-            maps["addresses"].put(PLACE.pack(pod.cookie, ip), INDEX.pack(1))
-        maps["usage"].put(cookie, INDEX.pack(0), syscall.NOEXIST)
-        if listeners is not None:
-            self.set_listeners(pod.slot, listeners)
-        self._hooks.attach_netns(pod, netns_fd)
-        maps["enrolled"].put(cookie, COOKIE.pack(self._artifact.layout_id))
-
-    def _remove(self, pod: PodSlot) -> None:
-        maps, cookie = self._maps, COOKIE.pack(pod.cookie)
-        self._direct.leave(pod)
-        maps["enrolled"].delete(cookie)
-        for folder in (self._folder, *self._other_layouts()):
-            pin.unlink(folder / f"lookup_{pod.slot}")
-        maps["pods"].delete(cookie)
-        for address in pod.addresses:
-            maps["addresses"].delete(PLACE.pack(pod.cookie, pack_ip(address)))
-        for kind in range(KINDS):
-            maps["listeners"].delete(INDEX.pack(pod.slot * KINDS + kind))
-        self._forget_usage()
-        self._registry.remove(pod.instance)
-
-    def _forget_usage(self) -> None:
-        """Counts of netns that are not enrolled any more, once the last of their sockets has closed."""
-        for key, held in self._maps["usage"].snapshot():
-            if held == INDEX.pack(0) and self._maps["enrolled"].get(key) is None:
-                self._maps["usage"].delete(key)
 
     def _captured_by_others(self, key: bytes) -> bytes | None:
         """A connection that waited in the listener while its pod went over to this layout."""

@@ -16,7 +16,8 @@ What it decides from, and about whom:
 
     sync          the delta stream from the controller; holdings: what it has brought; journal: the copy on disk
     uplink        the way to the controller; certificates: one per identity; csr: asking for them
-    pods          records of this node's pods; step: what one needs next; enrol: doing it; roster: all of them
+    pods          records of this node's pods; step: what one needs next; enrol: doing it; roster: all of them;
+                  tenants: whose network namespace is which
 
 A planned restart:
 
@@ -24,5 +25,5 @@ A planned restart:
     gate          nobody enrols or leaves meanwhile · premises: the directory and the cgroup that both agents share
 
     pump/         the moving side behind the seam: native threads · metrics/, access_log, admin/, cli/: seeing it
-    agent         all of it put together; config: its settings; __main__: `python -m ztunnel`
+    agent         all of it put together; shown: what is seen of it; config: its settings; __main__: `python -m ztunnel`
 """

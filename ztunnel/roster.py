@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from mesh.identity import SpiffeId
+from mesh.model import Workload
+from mesh.snapshot import Snapshot
+from ztunnel import pods as records
 from ztunnel.enrol import Pod, Surroundings
 from ztunnel.handover import giver
 from ztunnel.handover.channel import close_all
@@ -22,15 +28,38 @@ class Pods:
     """All pods of this node, each with its own task."""
 
     around: Surroundings
-    spawn: Callable[[Awaitable[None], str], object]
+    spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+    adopted: frozenset[str] = frozenset()  # enrolled in the kernel before this agent began
+    listed: bool = False  # the records have been read
     by_instance: dict[str, Pod] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def update(self, records: Mapping[str, PodRecord], adopted: frozenset[str] = frozenset()) -> None:
-        """The records as they are now; `adopted` are those pinned before this agent began."""
+    async def follow(self, directory: Path) -> None:
+        """The records in it, until cancelled. Adopted pods that have none were deleted while no agent ran."""
+        async for found in records.follow(directory):
+            if not self.listed:
+                self._release(self.adopted - found.keys())
+            self.update(found)
+            self.listed, self.adopted = True, frozenset()
+
+    def workload_of(self, snapshot: Snapshot, instance: str) -> Workload | None:
+        """What the snapshot has of a pod."""
+        pod = self.by_instance.get(instance)
+        # Of adopted pods whose records were not read yet, the instance has to do.
+        namespace, name = (pod.namespace, pod.name) if pod is not None else ("", "")
+        return snapshot.workload_of_pod(instance, namespace, name) if instance else None
+
+    def netns_of(self, instance: str) -> Path | None:
+        """Where its network namespace is to be found."""
+        pod = self.by_instance.get(instance)
+        return Path(pod.record.netns) if pod is not None and pod.record is not None else None
+
+    def update(self, records: Mapping[str, PodRecord]) -> None:
+        """The records as they are now."""
         for instance, record in records.items():
             pod = self.by_instance.get(instance)
             if pod is None:
-                self._begin(instance, record, adopted=instance in adopted)
+                self._begin(instance, record, adopted=instance in self.adopted)
             elif pod.record != record:
                 pod.record = record
                 pod.wake()
@@ -82,6 +111,14 @@ class Pods:
             if pod.wanted == identity:
                 pod.wake()
 
+    def _release(self, instances: frozenset[str]) -> None:
+        for instance in sorted(instances):
+            try:
+                self.around.kernel.unenrol(instance)
+                log.info("pod %s is gone since the last run", instance)
+            except OSError as error:
+                log.warning("pod %s, gone since the last run, cannot be released: %s", instance, error)
+
     def _begin(
         self, instance: str, record: PodRecord, *, adopted: bool, inherited: PodInheritance | None = None
     ) -> None:
@@ -95,7 +132,9 @@ class Pods:
             inherited=inherited,
         )
         self.by_instance[instance] = pod
-        self.spawn(self._run(pod), f"pod {record.namespace}/{record.name}")
+        task = self.spawn(self._run(pod), f"pod {record.namespace}/{record.name}")
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _run(self, pod: Pod) -> None:
         try:

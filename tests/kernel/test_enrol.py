@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -111,9 +113,9 @@ class World:
         self.snapshots[0] = self.snapshots[0].apply(Delta(upserts=workloads))
         self.pods.swapped()
 
-    def record(self, pod: RigPod, instance: str, adopted: frozenset[str] = frozenset()) -> None:
+    def record(self, pod: RigPod, instance: str) -> None:
         self.records[instance] = PodRecord(instance=instance, namespace="shop", name=pod.name, netns=str(pod.netns))
-        self.pods.update(self.records, adopted)
+        self.pods.update(self.records)
 
     def remove(self, instance: str) -> None:
         del self.records[instance]
@@ -135,14 +137,10 @@ def nobody(facts: Sequence[Fact]) -> None:
 async def world(kernel: Kernel, tmp_path: Path, capture: Capture | None = None) -> AsyncIterator[World]:
     reports, wallet, snapshots = Reports(), Wallet(), [Snapshot()]
     engine = PumpEngine(kernel, nobody)
-    started: list[asyncio.Task[None]] = []
     async with asyncio.TaskGroup() as tasks:
 
-        def spawn(work: Awaitable[None], name: str) -> None:
-            async def running() -> None:
-                await work
-
-            started.append(tasks.create_task(running(), name=name))
+        def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+            return tasks.create_task(work, name=name)
 
         around = Surroundings(
             kernel=capture or kernel,
@@ -153,10 +151,11 @@ async def world(kernel: Kernel, tmp_path: Path, capture: Capture | None = None) 
             own_netns=Path("/proc/self/ns/net").stat().st_ino,
         )
         authority = ca.load_or_create(tmp_path, trust_domain="cluster.local", now=datetime.now(UTC))
+        pods = Pods(around=around, spawn=spawn)
         try:
-            yield World(Pods(around=around, spawn=spawn), reports, wallet, authority, snapshots)
+            yield World(pods, reports, wallet, authority, snapshots)
         finally:
-            for task in started:
+            for task in pods.tasks:
                 task.cancel()
             await engine.drain(0)
 
@@ -258,7 +257,8 @@ async def test_what_an_earlier_agent_left_is_adopted_before_there_is_a_certifica
     assert adopted == {"i"}, "stopping must not open a pod"
     async with world(kernel, tmp_path) as w:
         w.swap(workload(pod, "i"))
-        w.record(pod, "i", adopted)
+        w.pods.adopted = adopted
+        w.record(pod, "i")
         await w.reports.until("i", Redirection.ENABLED)
         assert all(redirection is not Redirection.PENDING for _, redirection, _ in w.reports.said)
 
@@ -286,9 +286,32 @@ async def test_a_certificate_that_comes_in_the_middle_of_an_adoption_is_not_lost
         kernel.enrol("i", fd, [pod.ip4, pod.ip6])
     async with world(kernel, tmp_path) as w:
         w.swap(workload(pod, "i"))
-        w.record(pod, "i", frozenset({"i"}))
+        w.pods.adopted = frozenset({"i"})
+        w.record(pod, "i")
         await w.reports.until("i", Redirection.ENABLED)
         assert given == [("i", w.wallet.given[IDENTITY])]
+
+
+async def test_who_was_deleted_while_no_agent_ran_is_released(kernel: Kernel, rig: Rig, tmp_path: Path) -> None:
+    """Found by the first look at the records; who is there is adopted."""
+    here, gone = rig.add_pod(), rig.add_pod()
+    directory = tmp_path / "pods"
+    directory.mkdir()
+    for name, each in (("here", here), ("gone", gone)):
+        with each.opened() as netns:
+            kernel.enrol(name, netns, [each.ip4])
+    record = PodRecord(instance="here", namespace="shop", name=here.name, netns=str(here.netns))
+    (directory / "here.json").write_bytes(msgspec.json.encode(record))
+    async with world(kernel, tmp_path) as w:
+        w.pods.adopted = frozenset(kernel.pods())
+        w.certify(IDENTITY)
+        w.swap(workload(here, "here"))
+        following = asyncio.create_task(w.pods.follow(directory))
+        await w.reports.until("here", Redirection.ENABLED)
+        assert w.pods.listed
+        assert set(kernel.pods()) == {"here"}
+        assert w.pods.netns_of("here") == here.netns and w.pods.netns_of("gone") is None
+        following.cancel()
 
 
 async def test_an_adopted_pod_stays_closed_while_nothing_is_known_of_it(
@@ -297,7 +320,8 @@ async def test_an_adopted_pod_stays_closed_while_nothing_is_known_of_it(
     with pod.opened() as fd:
         kernel.enrol("i", fd, [pod.ip4])
     async with world(kernel, tmp_path) as w:
-        w.record(pod, "i", frozenset({"i"}))
+        w.pods.adopted = frozenset({"i"})
+        w.record(pod, "i")
         w.swap()
         for _ in range(20):
             await asyncio.sleep(0)

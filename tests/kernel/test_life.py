@@ -169,7 +169,7 @@ def test_unenrolment_frees_the_pod_and_names_outlive_it(
     agent.close(hop)
     app.close(served)
     empty(kernel)
-    kernel._forget_usage()
+    kernel._enrolment.forget_usage()
     left = {m.name: m.entries for m in kernel.describe().maps if m.name in ("pods", "addresses", "usage", "enrolled")}
     assert left == {"pods": 0, "addresses": 0, "usage": 0, "enrolled": 0}
 

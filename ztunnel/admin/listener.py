@@ -1,7 +1,7 @@
 """TCP listeners that a stranger may reach: bounded in connections, per peer and in all, and in their life time.
 
-Any pod can connect to the node's metrics and readiness ports. A hundred silent connections must not cost the agent its
-file descriptors, nor keep the next probe out.
+Any pod can connect to the node's metrics and readiness ports. Who says nothing, or asks and does not read the answer,
+must not cost the agent its file descriptors or its memory, nor keep the next probe out.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-PER_PEER = 8
-IN_ALL = 128
-LIFETIME_SECONDS = 60.0
+PER_PEER = 4
+IN_ALL = 64
+SECONDS = 30.0  # from accept() to the last byte of the answer
+CROWDED_SECONDS = 5.0  # of that are certain where others want in
 RETRY_SECONDS = 5.0
 
 
@@ -27,7 +29,75 @@ RETRY_SECONDS = 5.0
 class _Open:
     peer: str
     since: float
+    socket: socket.socket
     transport: asyncio.Transport
+
+    @property
+    def gone(self) -> bool:
+        """Not yet, if it was closed and nobody takes its last bytes."""
+        return self.socket.fileno() < 0
+
+    def end(self) -> None:
+        if not self.gone:  # asyncio would fail
+            self.transport.abort()
+
+
+class _Visitors:
+    """The connections that are open, oldest first; `close` ends them all."""
+
+    __slots__ = ("_loop", "_open", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._open: list[_Open] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def admit(self, connected: socket.socket, peer: str, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Or turn away, where there is no room."""
+        self._sweep()
+        if not self._has_room(peer):
+            connected.close()
+            return
+        transport, _ = await self._loop.connect_accepted_socket(protocol, connected)
+        self._open.append(_Open(peer, self._loop.time(), connected, transport))
+        if self._timer is None:
+            self._expect()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in self._open:
+            connection.end()
+
+    def _has_room(self, peer: str) -> bool:
+        """Where there is none, the oldest goes: of this peer, if it has as many as it may, else of the peer that has
+        most. It may stay for its first seconds, unless that peer has more than the newcomer would have."""
+        held = Counter(connection.peer for connection in self._open)
+        if held[peer] >= PER_PEER:
+            crowd = peer
+        elif len(self._open) >= IN_ALL:
+            crowd = held.most_common(1)[0][0]
+        else:
+            return True
+        oldest = next(connection for connection in self._open if connection.peer == crowd)
+        if held[crowd] <= held[peer] + 1 and self._loop.time() - oldest.since < CROWDED_SECONDS:
+            return False
+        oldest.end()
+        self._open.remove(oldest)
+        return True
+
+    def _sweep(self) -> None:
+        """Forget those that are gone, and end those that have had their time."""
+        late = self._loop.time() - SECONDS
+        for connection in self._open:
+            if connection.since <= late:
+                connection.end()
+        self._open = [c for c in self._open if c.since > late and not c.gone]
+
+    def _expect(self) -> None:
+        self._sweep()
+        due = self._open[0].since + SECONDS if self._open else None
+        self._timer = None if due is None else self._loop.call_at(due, self._expect)
 
 
 async def listen(
@@ -92,7 +162,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 async def _accept(listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
     loop = asyncio.get_running_loop()
-    connections: list[_Open] = []
+    visitors = _Visitors(loop)
     try:
         while True:
             try:
@@ -101,22 +171,7 @@ async def _accept(listener: socket.socket, protocol: Callable[[], asyncio.Protoc
                 _log.warning("accept on port %d: %s", listener.getsockname()[1], error.strerror or error)
                 await asyncio.sleep(0.1)
                 continue
-            connections = _swept(connections, loop.time())
-            peer = address[0]
-            if len(connections) >= IN_ALL or sum(c.peer == peer for c in connections) >= PER_PEER:
-                connected.close()
-                continue
             connected.setblocking(False)
-            transport, _ = await loop.connect_accepted_socket(protocol, connected)
-            connections.append(_Open(peer, loop.time(), transport))
+            await visitors.admit(connected, address[0], protocol)
     finally:
-        for connection in connections:
-            connection.transport.abort()
-
-
-def _swept(connections: list[_Open], now: float) -> list[_Open]:
-    """Those that are still open; what has had its time is ended."""
-    for connection in connections:
-        if now - connection.since > LIFETIME_SECONDS:
-            connection.transport.abort()
-    return [c for c in connections if not c.transport.is_closing()]
+        visitors.close()

@@ -10,7 +10,6 @@ RUN/admin.sock    all of admin, root only (0600 in a 0700 directory)
 from __future__ import annotations
 
 import asyncio
-import gzip
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
@@ -107,7 +106,8 @@ class Endpoints:
         return listener
 
     async def _tcp(self, name: str, host: str, port: int, app: web.Application) -> None:
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=20.0, shutdown_timeout=1.0)
+        app.on_response_prepare.append(_once)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         server = runner.server
         assert server is not None  # set up above
@@ -123,6 +123,11 @@ class Endpoints:
         finally:
             self.bound.pop(name, None)
             await runner.cleanup()
+
+
+async def _once(request: web.Request, response: web.StreamResponse) -> None:
+    """One answer per connection: the time that a stranger's connection has is then that of the answer."""
+    response.force_close()
 
 
 def _now() -> datetime:
@@ -212,12 +217,11 @@ def _add_writes(app: web.Application, endpoints: Endpoints) -> None:
 def metrics_app(scrape: Scrape) -> web.Application:
     async def metrics(request: web.Request) -> web.Response:
         content_type = negotiate(request.headers.get("Accept", ""))
-        body = await scrape.text(content_type)
+        packed = "gzip" in request.headers.get("Accept-Encoding", "")
         headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
-            body = await asyncio.to_thread(gzip.compress, body, 1)
+        if packed:
             headers["Content-Encoding"] = "gzip"
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=await scrape.text(content_type, packed=packed), headers=headers)
 
     app = web.Application()
     app.router.add_get("/metrics", metrics)

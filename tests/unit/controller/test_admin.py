@@ -8,19 +8,7 @@ from controller.sources.files import Files
 from controller.state import Input, State
 from controller.translate.settings import Settings
 from mesh.control import PodStatus, Redirection
-
-SHOP = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, uid: u1}
-spec: {nodeName: n1, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.0.0.1}
-"""
-UID = "Kubernetes//Pod/shop/web"
+from tests.unit.controller.shop import SHOP, WEB
 
 
 async def state_of(files: Files) -> State:
@@ -57,12 +45,12 @@ async def test_nodes_and_what_they_said_of_pods() -> None:
     files.put("a.yaml", SHOP)
     state = await state_of(files)
     node = state.node("n1")
-    node.connected, node.rejected = True, {f"workload/{UID}": "no"}
-    state.report("n1", PodStatus(uid=UID, instance="u1", redirection=Redirection.PENDING, error="no netns"))
+    node.connected, node.rejected = True, {f"workload/{WEB}": "no"}
+    state.report("n1", PodStatus(uid=WEB, instance="u1", redirection=Redirection.PENDING, error="no netns"))
     made = status(state)
     (said,) = made["nodes"]
     assert (said["name"], said["connected"]) == ("n1", True)
-    assert said["pods"] == [{"uid": UID, "instance": "u1", "redirection": "pending", "error": "no netns"}]
+    assert said["pods"] == [{"uid": WEB, "instance": "u1", "redirection": "pending", "error": "no netns"}]
     (pod,) = [o for o in made["objects"] if o["kind"] == "Pod"]
     assert {(c["type"], c["status"], c.get("message")) for c in pod["conditions"]} == {
         ("Accepted", "True", None),

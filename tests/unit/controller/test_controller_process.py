@@ -36,6 +36,7 @@ from mesh.control import (
 )
 from mesh.identity import SpiffeId
 from mesh.model import TunnelProtocol
+from tests.unit.controller import shop
 from ztunnel.csr import accept, signing_request
 from ztunnel.holdings import Holdings
 from ztunnel.journal import Journal
@@ -176,23 +177,10 @@ async def test_the_whole_way(running: Running) -> None:
     assert "did you mean Service?" in log
 
 
-POD = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, uid: u1}
-spec: {nodeName: n1, serviceAccountName: web, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.0.0.1}
-"""
-
-
 async def test_a_real_agent_enrols_gets_its_certificate_and_survives_a_restart(tmp_path: Path) -> None:
     """The node agent's own end of the protocol: stream, certificate, resume."""
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "shop.yaml").write_text(POD)
+    (tmp_path / "source" / "shop.yaml").write_text(shop.SHOP)
     (tmp_path / "token").write_text("t1\n")
     running = await start(tmp_path)
     uid, identity = "Kubernetes//Pod/shop/web", SpiffeId("cluster.local", "shop", "web")

@@ -9,30 +9,11 @@ import pytest
 
 from controller import state as module
 from controller.metrics import Metrics
-from controller.state import Input, State
+from controller.state import State
 from controller.translate.settings import Settings
 from mesh.control import PodStatus, Redirection
 from mesh.model import TunnelProtocol
-from mesh.resources import Object, ObjectKey, key_of, load, parse
-
-UID = "Kubernetes//Pod/shop/web"
-SHOP = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, uid: u1}
-spec: {nodeName: n1, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.0.0.1}
-"""
-
-
-def given_input(text: str) -> Input:
-    parsed: list[Object] = [parse(document, file="f") for document in load(text, file="f")]
-    objects: dict[ObjectKey, Object] = {key_of(p): p for p in parsed}
-    return Input(objects=objects, files=dict.fromkeys(objects, "f"))
+from tests.unit.controller.shop import SHOP, WEB, given_input
 
 
 async def fed(text: str, path: Path | None = None) -> State:
@@ -43,12 +24,12 @@ async def fed(text: str, path: Path | None = None) -> State:
 
 
 def tunnel(state: State) -> TunnelProtocol:
-    made = state.translation.entries[f"workload/{UID}"].workload
+    made = state.translation.entries[f"workload/{WEB}"].workload
     assert made is not None
     return made.tunnel_protocol
 
 
-ENABLED = PodStatus(uid=UID, instance="u1", redirection=Redirection.ENABLED)
+ENABLED = PodStatus(uid=WEB, instance="u1", redirection=Redirection.ENABLED)
 
 
 async def test_what_nodes_reported_survives_a_restart(tmp_path: Path) -> None:
@@ -73,7 +54,7 @@ async def test_only_enabled_is_enabled(redirection: Redirection) -> None:
     state = await fed(SHOP)
     state.report("n1", ENABLED)
     await state.refresh()
-    state.report("n1", PodStatus(uid=UID, instance="u1", redirection=redirection))
+    state.report("n1", PodStatus(uid=WEB, instance="u1", redirection=redirection))
     await state.refresh()
     assert tunnel(state) is TunnelProtocol.NONE
 
@@ -88,7 +69,7 @@ async def test_a_pod_that_leaves_the_source_for_a_moment_stays_enrolled(monkeypa
     # While it is away its node, and no other, may still correct what it said.
     state.take(given_input(""))
     await state.refresh()
-    disabled = PodStatus(uid=UID, instance="u1", redirection=Redirection.DISABLED)
+    disabled = PodStatus(uid=WEB, instance="u1", redirection=Redirection.DISABLED)
     assert state.report("n2", disabled) == "the pod is not on this node"
     assert state.report("n1", disabled) == ""
     state.take(given_input(SHOP))
@@ -113,7 +94,7 @@ async def test_waiters_wake_with_each_translation_and_bursts_coalesce() -> None:
         async with asyncio.timeout(10):
             while True:
                 version = await state.newer_than(version)
-                made = state.translation.entries[f"workload/{UID}"].workload
+                made = state.translation.entries[f"workload/{WEB}"].workload
                 if made is not None and made.addresses == ("10.0.1.49",):
                     break
         assert version <= 3

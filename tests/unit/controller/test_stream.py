@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from controller import stream
 from controller.metrics import Metrics
-from controller.state import Input, State
+from controller.state import State
 from controller.stream import Pace, ProtocolError, Session
 from controller.translate.settings import Settings
 from controller.translate.snapshot import Translation
 from mesh.control import Ack, Entry, Hello, Nack, PodStatus, Redirection, Update, decode_from_controller, encode, entry
 from mesh.model import Policy, PolicyAction, PolicyScope, Workload
-from mesh.resources import Object, ObjectKey, key_of, load, parse
+from mesh.resources import ObjectKey
+from tests.unit.controller.shop import BOTH, FAR, WEB, given_input
 
 SETTINGS = Settings(trust_domain="td", root_namespace="root")
 
@@ -161,31 +162,6 @@ def test_whatever_happened_the_node_ends_with_the_newest_state(
 
 # Transcripts: a real State, a socket made of two queues.
 
-SHOP = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, uid: u1}
-spec: {nodeName: n1, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.0.0.1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop, uid: u2}
-spec: {nodeName: n2, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.0.0.2}
-"""
-WEB, FAR = "Kubernetes//Pod/shop/web", "Kubernetes//Pod/shop/far"
-
-
-def given_input(text: str) -> Input:
-    parsed: list[Object] = [parse(document, file="f") for document in load(text, file="f")]
-    objects: dict[ObjectKey, Object] = {key_of(p): p for p in parsed}
-    return Input(objects=objects, files=dict.fromkeys(objects, "f"))
-
 
 class Node:
     """The other end of a stream."""
@@ -217,7 +193,7 @@ async def state_of(text: str, tmp_path: Path | None = None) -> State:
 
 
 async def test_a_conversation() -> None:
-    state = await state_of(SHOP)
+    state = await state_of(BOTH)
     node = Node()
     async with asyncio.TaskGroup() as tasks:
         run = tasks.create_task(state.run())
@@ -227,9 +203,9 @@ async def test_a_conversation() -> None:
         assert sent(first) == ({f"workload/{WEB}", f"workload/{FAR}"}, set())
         assert state.nodes["n1"].connected
         # Changes while the first is in flight wait for the ack, and come as one.
-        state.take(given_input(SHOP.replace("10.0.0.1", "10.0.0.3")))
+        state.take(given_input(BOTH.replace("10.0.0.1", "10.0.0.3")))
         await state.newer_than(1)
-        state.take(given_input(SHOP.replace("10.0.0.1", "10.0.0.4")))
+        state.take(given_input(BOTH.replace("10.0.0.1", "10.0.0.4")))
         await state.newer_than(2)
         assert node.from_controller.empty()
         node.say(Ack(nonce=first.nonce))
@@ -244,7 +220,7 @@ async def test_a_conversation() -> None:
         ]
         assert state.nodes["n1"].rejected == {}, "a changed resource is another chance"
         node.say(Nack(nonce=third.nonce, errors={f"workload/{WEB}": "still cannot"}))
-        state.take(given_input(SHOP.replace("10.0.0.1", "10.0.0.4").replace("10.0.0.2", "10.0.0.5")))
+        state.take(given_input(BOTH.replace("10.0.0.1", "10.0.0.4").replace("10.0.0.2", "10.0.0.5")))
         fourth = await node.hears()
         assert sent(fourth) == ({f"workload/{FAR}"}, set())
         assert list(state.rejections()) == [(ObjectKey("Pod", "shop", "web"), "n1", "still cannot")]
@@ -267,7 +243,7 @@ async def test_a_conversation() -> None:
     ],
 )
 async def test_a_node_that_breaks_the_protocol_is_dropped(messages: list[Hello | Ack | bytes | None], why: str) -> None:
-    state = await state_of(SHOP)
+    state = await state_of(BOTH)
     node = Node()
     for message in messages:
         node.say(message)
@@ -290,7 +266,7 @@ async def test_a_node_that_breaks_the_protocol_is_dropped(messages: list[Hello |
     ],
 )
 async def test_a_node_speaks_of_its_own_pods_only(status: PodStatus, ignored: str) -> None:
-    state = await state_of(SHOP)
+    state = await state_of(BOTH)
     assert state.report("n1", status) == ignored
     assert set(state.reports) == (set() if ignored else {status.instance})
 
@@ -298,7 +274,7 @@ async def test_a_node_speaks_of_its_own_pods_only(status: PodStatus, ignored: st
 async def test_a_slow_node_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "ACK_TIMEOUT_S", 0.05)
     monkeypatch.setattr(stream, "SEND_TIMEOUT_S", 0.05)
-    state = await state_of(SHOP)
+    state = await state_of(BOTH)
     silent = Node()
     silent.say(Hello(node="n1", version=""))
     assert await stream.serve(silent, "n1", state) == "the node does not answer"

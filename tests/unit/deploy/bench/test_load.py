@@ -17,7 +17,7 @@ import pytest
 
 from deploy.bench.load import compiled, words
 
-WRONG_BYTES, USAGE, BROKEN = 1, 2, 3
+WRONG_BYTES, USAGE, BROKEN, TOO_SLOW = 1, 2, 3, 4
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,16 @@ def answer(program: Path, command: str, port: int, **options: str | float) -> di
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def measured(program: Path, command: str, port: int, **options: str | float) -> tuple[dict[str, Any], float]:
+    """In a moment, or in a longer one where the machine is so busy that nothing came in the first; and its seconds."""
+    for seconds in (0.2, 2.0):
+        done = run(program, *words(command, port=port, seconds=seconds, **options))
+        if done.returncode == 0:
+            return json.loads(done.stdout), seconds
+        assert done.returncode == TOO_SLOW, done.stderr
+    return answer(program, command, port, seconds=20.0, **options), 20.0
 
 
 def test_compiled_once(tmp_path: Path) -> None:
@@ -87,21 +97,21 @@ def test_there_is_no_such_cpu(program: Path) -> None:
     ids=str,
 )
 def test_echo(program: Path, port: int, blocking: str, options: dict[str, int]) -> None:
-    found = answer(program, "echo", port, seconds=0.2, blocking=blocking, **options)
+    found, seconds = measured(program, "echo", port, blocking=blocking, **options)
     assert 0 < found["messages"] <= found["total_messages"]
     latency = found["latency_us"]
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p999"] <= latency["max"] * 1.01
-    assert found["rate"] == pytest.approx(found["messages"] / 0.2, rel=0.01)
+    assert found["rate"] == pytest.approx(found["messages"] / seconds, rel=0.01)
 
 
 def test_stream_counts_what_the_receiver_confirmed(program: Path, port: int, blocking: str) -> None:
-    found = answer(program, "stream", port, seconds=0.2, connections=2, blocking=blocking)
+    found, _ = measured(program, "stream", port, connections=2, blocking=blocking)
     assert found["bytes"] > 1_000_000
     assert found["gbit_per_s"] == pytest.approx(found["bytes"] * 8 / found["seconds"] / 1e9, rel=0.01)
 
 
 def test_connects(program: Path, port: int, blocking: str) -> None:
-    found = answer(program, "connects", port, seconds=0.2, connections=2, blocking=blocking)
+    found, _ = measured(program, "connects", port, connections=2, blocking=blocking)
     assert found["connects"] > 0
     assert found["latency_us"]["p50"] > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import logging
 import socket
@@ -18,8 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mesh.reason import Reason
 from tests.unit.ztunnel.served import Served, served
 from tests.unit.ztunnel.small_agent import PRODUCTPAGE, SmallAgent, certificate, maps, outbound
-from ztunnel.admin import server
+from ztunnel.admin import listener, server
 from ztunnel.metrics.exposition import OPENMETRICS, PROMETHEUS
+from ztunnel.metrics.scrape import Scrape
 
 
 async def over_unix(at: Served, path: str, method: str = "GET") -> tuple[int, str]:
@@ -80,7 +82,7 @@ async def test_who_asks_for_much_leaves_half_of_the_time_to_others(
 
     monkeypatch.setattr(server.dump, "config_dump", slow)
     async with served(tmp_path) as at:
-        await asyncio.gather(*(over_tcp(at, "admin", "/config_dump") for _ in range(6)))
+        await asyncio.gather(*(over_tcp(at, "admin", "/config_dump") for _ in range(listener.PER_PEER)))
     for (began, ended), (next_, _) in pairwise(sorted(spent)):
         assert next_ - ended >= 0.9 * (ended - began)
 
@@ -148,6 +150,46 @@ async def test_metrics_in_the_format_and_encoding_that_was_asked_for(tmp_path: P
         status, packed, content_type = await over_tcp(at, "metrics", path, **headers)
         assert (status, content_type) == (200, OPENMETRICS)
         assert gzip.decompress(packed).endswith(b"# EOF\n")
+
+
+async def test_who_does_not_read_keeps_nobody_from_scraping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More slow readers than one peer may have, of a scrape that is larger than what sockets hold."""
+    large = bytes(1 << 25)
+
+    async def text(self: Scrape, content_type: str, *, packed: bool = False) -> bytes:
+        return large
+
+    monkeypatch.setattr(Scrape, "text", text)
+    async with served(tmp_path) as at:
+        slow = []
+        for _ in range(2 * listener.PER_PEER):
+            s = socket.create_connection(("127.0.0.1", at.endpoints.bound["metrics"]), source_address=("127.0.0.66", 0))
+            s.sendall(b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n")
+            slow.append(s)
+        assert (await over_tcp(at, "metrics", "/metrics"))[:2] == (200, large)
+        assert len(await asyncio.to_thread(answered, slow)) == listener.PER_PEER
+        for s in slow:
+            s.close()
+
+
+def answered(sockets: list[socket.socket]) -> list[socket.socket]:
+    """Those that are sent something."""
+    found = []
+    for s in sockets:
+        s.settimeout(60)
+        with contextlib.suppress(ConnectionError):
+            if s.recv(1):
+                found.append(s)
+    return found
+
+
+@pytest.mark.parametrize("name", ["admin", "metrics", "readiness"])
+async def test_a_connection_has_one_answer(tmp_path: Path, name: str) -> None:
+    async with served(tmp_path) as at:
+        reader, writer = await asyncio.open_connection("127.0.0.1", at.endpoints.bound[name])
+        writer.write(b"GET /nothing HTTP/1.1\r\nHost: agent\r\n\r\n" * 2)
+        assert (await asyncio.wait_for(reader.read(), 60)).count(b"HTTP/1.1 404 ") == 1
+        writer.close()
 
 
 async def test_metrics_of_the_node(tmp_path: Path) -> None:
