@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from deploy.bench import load
+from deploy.bench.amount import whole
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.crowd import Crowd
 from deploy.bench.fault import BenchError
@@ -46,8 +47,8 @@ def register(kinds: Any) -> None:
     text = "many pods on one node: time to enrol them, to adopt them after a kill, to hand them over"
     parser = kinds.add_parser("enrolment", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--pods", type=int, default=250, choices=range(20, 251), metavar="N", help="on the node (250)")
-    add("--tries", type=int, default=3, choices=range(1, 101), metavar="N", help="kills, and planned restarts (3)")
+    add("--pods", type=whole(20, 250), default=250, metavar="N", help="on the node (250)")
+    add("--tries", type=whole(1, 100), default=3, metavar="N", help="kills, and planned restarts (3)")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
 

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from deploy.bench import load, rounds
+from deploy.bench.amount import positive, whole
 from deploy.bench.columns import COLUMNS, Caller, Lane
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.envoy import Endpoint
@@ -48,9 +49,9 @@ def register(kinds: Any) -> None:
     text = "a pod's latency beside a neighbour with bulk streams and a storm of connections"
     parser = kinds.add_parser("fairness", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--rounds", type=int, default=3, choices=range(1, 101), metavar="N", help="rounds (3)")
-    add("--seconds", type=float, default=3.0, metavar="S", help="of each measurement (3)")
-    add("--threads", type=int, default=1, choices=range(1, 65), metavar="N", help="data-path threads of the agents (1)")
+    add("--rounds", type=whole(1, 100), default=3, metavar="N", help="rounds (3)")
+    add("--seconds", type=positive, default=3.0, metavar="S", help="of each measurement (3)")
+    add("--threads", type=whole(1, 64), default=1, metavar="N", help="data-path threads of the agents (1)")
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from deploy.bench import load, rounds, usage
+from deploy.bench.amount import whole
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import Pair, ground
@@ -84,16 +85,16 @@ def register(kinds: Any) -> None:
     text = "memory and descriptors while connections come and go, policies change, certificates are renewed"
     parser = kinds.add_parser("leak", help=text, description=f"Watch {text}. Exit status 1 if they grow. Needs root.")
     add = parser.add_argument
-    add("--connections", type=_count, default=200_000, metavar="N", help="opened and closed (200000)")
+    add(
+        "--connections",
+        type=whole(_PARTS, 100_000_000),
+        default=200_000,
+        metavar="N",
+        help="opened and closed (200000)",
+    )
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < _PARTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {_PARTS}")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from deploy.bench import load, rounds, usage
+from deploy.bench.amount import whole
 from deploy.bench.columns import DIRECT_COLUMNS, Lane
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.rounds import Plan, about
@@ -45,8 +46,8 @@ def register(kinds: Any) -> None:
     text = "memory of same-node connections: idle ones, and ones whose reader never reads"
     parser = kinds.add_parser("memory", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--connections", type=int, default=10_000, choices=range(1, 20_001), metavar="N", help="idle ones (10000)")
-    add("--rounds", type=int, default=3, choices=range(1, 101), metavar="N", help="interleaved rounds (3)")
+    add("--connections", type=whole(1, 20_000), default=10_000, metavar="N", help="idle ones (10000)")
+    add("--rounds", type=whole(1, 100), default=3, metavar="N", help="interleaved rounds (3)")
     add("--acceleration", choices=("on", "off"), help="--direct-acceleration of the agent (its own default)")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from deploy.bench import usage
+from deploy.bench.amount import whole
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.crowd import NAMESPACES, Crowd, Object, allow
 from deploy.bench.fault import BenchError
@@ -49,11 +50,9 @@ def register(kinds: Any) -> None:
     text = "many pods and policies on one node: time until a change is in force, CPU, memory"
     parser = kinds.add_parser("policy", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--pods", type=int, default=250, choices=range(20, 251), metavar="N", help="on the node (250)")
-    add(
-        "--policies", type=int, default=2000, choices=range(1, 50_001), metavar="N", help="AuthorizationPolicies (2000)"
-    )
-    add("--tries", type=int, default=10, choices=range(1, 1001), metavar="N", help="single changes of each kind (10)")
+    add("--pods", type=whole(20, 250), default=250, metavar="N", help="on the node (250)")
+    add("--policies", type=whole(1, 50_000), default=2000, metavar="N", help="AuthorizationPolicies (2000)")
+    add("--tries", type=whole(1, 1000), default=10, metavar="N", help="single changes of each kind (10)")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
 

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from deploy.bench import load
+from deploy.bench.amount import whole
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.fault import BenchError
 from deploy.bench.ground import ground
@@ -33,7 +34,7 @@ def register(kinds: Any) -> None:
     text = "how soon a policy that takes a permission away ends open connections"
     parser = kinds.add_parser("revocation", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--tries", type=int, default=20, choices=range(1, 1001), metavar="N", help="on each path (20)")
+    add("--tries", type=whole(1, 1000), default=20, metavar="N", help="on each path (20)")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench import load, rounds, usage
+from deploy.bench.amount import positive, whole
 from deploy.bench.columns import COLUMNS, Lane
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.figures import Figure, summarise
@@ -66,9 +67,15 @@ def register(kinds: Any) -> None:
     text = "what a second thread gains, and what connections cost as their number grows"
     parser = kinds.add_parser("scaling", help=text, description=f"Measure {text}. Needs root.")
     add = parser.add_argument
-    add("--rounds", type=int, default=3, choices=range(1, 101), metavar="N", help="rounds (3)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of each measurement (1)")
-    add("--most", type=int, default=_COUNTS[-1], metavar="N", help=f"connections that are open at most ({_COUNTS[-1]})")
+    add("--rounds", type=whole(1, 100), default=3, metavar="N", help="rounds (3)")
+    add("--seconds", type=positive, default=1.0, metavar="S", help="of each measurement (1)")
+    add(
+        "--most",
+        type=whole(1, _COUNTS[-1]),
+        default=_COUNTS[-1],
+        metavar="N",
+        help=f"connections that are open at most ({_COUNTS[-1]})",
+    )
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of our agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)

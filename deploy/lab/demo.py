@@ -51,7 +51,7 @@ def _requests(lab: Lab, pod: str) -> tuple[Counter[str], float]:
         body, _, line = done.stdout.rpartition("\n")
         code, _, took = line.partition(" ")
         if done.returncode == 0 and code == "200":
-            seen[f"reviews {json.loads(body)['reviews']['version']}"] += 1
+            seen[json.loads(body)["reviews"]["version"]] += 1
             slowest = max(slowest, float(took))
         else:
             seen["failed"] += 1
@@ -60,8 +60,11 @@ def _requests(lab: Lab, pod: str) -> tuple[Counter[str], float]:
 
 
 def _report(console: Console, who: str, seen: Counter[str]) -> None:
-    answered = sum(count for what, count in seen.items() if not what.startswith("failed"))
-    detail = ", ".join(f"{what} {count}×" for what, count in sorted(seen.items()) if what != "failed")
+    versions = {what: count for what, count in sorted(seen.items()) if not what.startswith("failed")}
+    failures = [f"{what} {count}×" for what, count in sorted(seen.items()) if what.startswith("failed: ")]
+    answered = sum(versions.values())
+    by = ", ".join(f"{version} {count}×" for version, count in versions.items())
+    detail = "; ".join([*([f"reviews {by}"] if by else []), *failures])
     colour = "red" if seen["failed"] else "green"
     console.print(f"  [{colour}]{answered} of {_REQUESTS} answered[/] ({who}): {detail}", highlight=False)
 

@@ -53,7 +53,7 @@ def _mesh_waits_for(layout: Layout, objects: Mapping[Key, Object], nodes: Sequen
     alive = [(key, pod) for key, pod in sorted(objects.items()) if key.kind == "Pod" and is_alive(pod)]
     asked = [(key, pod) for key, pod in alive if pod["spec"]["nodeName"] not in away]
     wrong = [key for key, pod in asked if wants_mesh(pod, objects) != enrolled.get(pod["metadata"]["uid"], False)]
-    return f"enrolment of {len(wrong)} pods: {_first(map(str, wrong))}" if wrong else ""
+    return f"enrolment of {len(wrong)} pod{'s' * (len(wrong) > 1)}: {_first(map(str, wrong))}" if wrong else ""
 
 
 def wants_mesh(pod: Object, objects: Mapping[Key, Object]) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
+from deploy.bench.amount import positive, whole
 from deploy.bench.conduct import Sheet, Step, conduct, print_json
 from deploy.bench.fault import BenchError
 from deploy.lab.cluster import Lab
@@ -40,9 +41,15 @@ def register(subparsers: Any) -> None:
     text = "connections of every kind, byte for byte, while policies flap and agents die"
     parser = subparsers.add_parser("soak", help=text, description=f"In a lab of its own: {text}. Needs root.")
     add = parser.add_argument
-    add("--minutes", type=float, default=10.0, help="at least; the wave under way is finished (10)")
-    add("--connections", type=int, default=200, help="at a time, half of them direct, half tunnelled (200)")
-    add("--seed", type=int, help="of what is random (another one each time; it is printed)")
+    add("--minutes", type=positive, default=10.0, metavar="N", help="at least; the wave under way is finished (10)")
+    add(
+        "--connections",
+        type=whole(2, 10_000),
+        default=200,
+        metavar="N",
+        help="at a time, half of them direct, half tunnelled (200)",
+    )
+    add("--seed", type=int, metavar="N", help="of what is random (another one each time; it is printed)")
     add("--agent", type=shlex.split, default=[], metavar="ARGUMENTS", help="more arguments of the agents, as one word")
     add("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
