@@ -60,7 +60,9 @@ def begin(program: str) -> int:
     fuzz.check_standing()
     fuzz.check_aes()
     spoilt = int(os.environ.get("GOSSAMER_FUZZ_SPOILT", "0"))
-    return int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
+    entry = int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
+    fuzz.check_transit()
+    return entry
 
 
 def _load(name: str, folder: Path) -> ModuleType:

@@ -5,7 +5,7 @@
     agent     Python's part: facts and orders
     script    an input is a list of steps; what a step is
     targets   handshake, server, client, certificate
-    parts     what no script can show
+    parts, pods  what no script can show
 
 An input is judged by AddressSanitizer and UBSan, and by what must hold when everything is over: see world_end.
 """
@@ -16,3 +16,4 @@ include "agent.pxi"
 include "script.pxi"
 include "targets.pxi"
 include "parts.pxi"
+include "pods.pxi"

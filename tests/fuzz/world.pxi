@@ -213,18 +213,28 @@ cdef void pod_certify(const Contexts *of) noexcept nogil:
     pod_order(ORDER_CREDENTIALS, <uint64_t>contexts_again(of))
 
 
+cdef Common *life_new(uint64_t life, const char *netns) noexcept nogil:
+    """Of the pod; for each loop to be told of."""
+    return common_new(LOOPS, POD_NUMBER, life, copy_text(b"pod", 3), copy_text(b"cluster.local", 13),
+                      seam_mark(open_(netns, O_RDONLY | O_CLOEXEC)), life)
+
+
+cdef void life_tell(Common *common, int i) noexcept nogil:
+    cdef int door
+    batch_begin(&world.batch, ORDER_POD)
+    batch_number(&world.batch, <uint64_t>common)
+    for door in range(DOORS):
+        # Nobody connects to this one.
+        batch_number(&world.batch, <uint64_t><int64_t>(
+            seam_mark(dup_(<int>world.loops[0].home)) if i == 0 and door == 0 else -1))
+    order_send(world.loops[i])
+
+
 cdef void pod_enrol() noexcept nogil:
-    cdef int home = <int>world.loops[0].home
-    cdef Common *common = common_new(
-        LOOPS, POD_NUMBER, 1, copy_text(b"pod", 3), copy_text(b"cluster.local", 13), seam_mark(dup_(home)), 1)
-    cdef int i, door
+    cdef Common *common = life_new(1, b"/dev/null")
+    cdef int i
     for i in range(LOOPS):
-        batch_begin(&world.batch, ORDER_POD)
-        batch_number(&world.batch, <uint64_t>common)
-        for door in range(DOORS):
-            # Nobody connects to this one.
-            batch_number(&world.batch, <uint64_t><int64_t>(seam_mark(dup_(home)) if i == 0 and door == 0 else -1))
-        order_send(world.loops[i])
+        life_tell(common, i)
 
 
 cdef void world_begin() noexcept nogil:

@@ -19,8 +19,8 @@ cdef enum Order:
     ORDER_STOP
     # Of one thread to another
     ORDER_ASK                # pod, kind: although an order stands
-    ORDER_SERVE              # pod, descriptor, captured?, peer, local: a connection that was accepted
-    ORDER_ADOPT              # pod, Tunnel: one that was accepted and verified
+    ORDER_SERVE              # Common, held; descriptor, captured?, peer, local: a connection that was accepted
+    ORDER_ADOPT              # Common, held; Tunnel: one that was accepted and verified
     ORDER_FORGET             # Peer: one of its tunnels is closed
 
 

@@ -2,14 +2,17 @@
 
 
 cdef struct Share:
-    # What one thread serves of a pod, or is about to be handed. Written by it and by the pod's home, all may read.
-    long connections         # atomic
-    long tunnels             # atomic; accepted
+    # What one thread serves of a pod, and what is on its way to it. Atomic, all four: all threads read them. What is
+    # served moves into the pod's next life; what is on its way belongs to the one that it was sent in.
+    long connections
+    long tunnels             # accepted
+    long coming              # connections
+    long coming_tunnels
 
 
 cdef struct Common:
-    # A pod during one of its lives, as all threads know it. Made by Python, and given to each with an order; freed, and
-    # Python told, by the last one to let go.
+    # A pod during one of its lives, as all threads know it. Made by Python, and given to each with an order; held by each,
+    # and by what is on its way between them; freed, and Python told, by the last one to let go.
     long holders             # atomic
     uint64_t number
     uint64_t life            # as Python counts its enrolments: which one is over
@@ -76,6 +79,15 @@ cdef Common *common_new(
 cdef void common_release(Loop *loop, Common *self) noexcept nogil:
     if atomic_get(&self.holders, RELAXED) > 1:
         loop_report_now(loop)  # what this thread has to say of the pod comes before another says that it is gone
+    common_let_go(loop, self)
+
+
+cdef inline void common_hold(Common *self) noexcept nogil:
+    atomic_add(&self.holders, 1, RELAXED)
+
+
+cdef void common_let_go(Loop *loop, Common *self) noexcept nogil:
+    """Of one that this thread has nothing to say of."""
     if atomic_add(&self.holders, -1, ACQ_REL):
         return
     fact_pod_gone(loop, self)
@@ -86,11 +98,19 @@ cdef void common_release(Loop *loop, Common *self) noexcept nogil:
     free(self)
 
 
+cdef inline long share_connections(const Share *self) noexcept nogil:
+    return atomic_get(&self.connections, RELAXED) + atomic_get(&self.coming, RELAXED)
+
+
+cdef inline long share_tunnels(const Share *self) noexcept nogil:
+    return atomic_get(&self.tunnels, RELAXED) + atomic_get(&self.coming_tunnels, RELAXED)
+
+
 cdef long common_connections(const Common *self) noexcept nogil:
     cdef long total = 0
     cdef int64_t i
     for i in range(self.threads):
-        total += atomic_get(&self.shares[i].connections, RELAXED)
+        total += share_connections(&self.shares[i])
     return total
 
 
@@ -98,7 +118,7 @@ cdef long common_tunnels(const Common *self) noexcept nogil:
     cdef long total = 0
     cdef int64_t i
     for i in range(self.threads):
-        total += atomic_get(&self.shares[i].tunnels, RELAXED)
+        total += share_tunnels(&self.shares[i])
     return total
 
 
@@ -121,9 +141,10 @@ cdef void pod_live(Pod *self, Common *common) noexcept nogil:
     cdef Common *before = self.common
     cdef Share *share = &common.shares[self.loop.index]
     if before != NULL:
-        share[0] = self.share[0]
         atomic_add(&common.buffered, self.buffered, RELAXED)
         atomic_add(&common.growth, self.growth, RELAXED)
+        atomic_set(&share.connections, self.share.connections, RELAXED)
+        atomic_set(&share.tunnels, self.share.tunnels, RELAXED)
     self.common, self.share, self.listening = common, share, True
     self.name, self.trust_domain, self.netns = common.name, common.trust_domain, common.netns
     if before != NULL:

@@ -49,13 +49,13 @@ cdef Loop *spread_connection(Pod *pod) noexcept nogil:
     cdef Loop *other
     cdef Loop *found = home
     cdef Share *shares = pod.common.shares
-    cdef long here = atomic_get(&pod.share.connections, RELAXED)
+    cdef long here = share_connections(pod.share)
     cdef long least = here, there
     cdef bint heavy = load_of(home, home.now) >= HEAVY
     cdef int64_t i
     for i in range(home.shared.threads):
         other = home.shared.loops[i]
-        there = atomic_get(&shares[i].connections, RELAXED)
+        there = share_connections(&shares[i])
         if other == home or there + TOGETHER > here and not (heavy and load_of(other, home.now) <= LIGHT):
             continue
         if found == home or there < least:
@@ -69,11 +69,11 @@ cdef Loop *spread_tunnel(Pod *pod) noexcept nogil:
     cdef Loop *home = pod.loop
     cdef Loop *found = home
     cdef Share *shares = pod.common.shares
-    cdef long least = atomic_get(&pod.share.tunnels, RELAXED) - 1  # this one is here still
+    cdef long least = share_tunnels(pod.share) - 1  # this one is here still
     cdef long there
     cdef int64_t i
     for i in range(home.shared.threads):
-        there = atomic_get(&shares[i].tunnels, RELAXED)
+        there = share_tunnels(&shares[i])
         if there < least:
             found, least = home.shared.loops[i], there
     return found
@@ -81,8 +81,7 @@ cdef Loop *spread_tunnel(Pod *pod) noexcept nogil:
 
 cdef inline void transit_count(Shared *shared, Share *share, long change) noexcept nogil:
     """A connection on its way counts as if it had arrived: itself, its descriptor and the one that it will dial."""
-    if share != NULL:
-        atomic_add(&share.connections, change, RELAXED)
+    atomic_add(&share.coming, change, RELAXED)
     atomic_add(&shared.connections, change, RELAXED)
     atomic_add(&shared.descriptors, 2 * change, RELAXED)
 
@@ -92,8 +91,9 @@ cdef void spread_send(
 ) noexcept nogil:
     cdef Batch *posts = &pod.loop.posts
     transit_count(pod.loop.shared, &pod.common.shares[to.index], 1)
+    common_hold(pod.common)
     batch_begin(posts, ORDER_SERVE)
-    batch_number(posts, pod.number)
+    batch_number(posts, <uint64_t>pod.common)
     batch_number(posts, fd)
     batch_number(posts, captured)
     batch_put(posts, peer, sizeof(Address))
@@ -103,7 +103,9 @@ cdef void spread_send(
 
 
 cdef void spread_serve(Loop *loop, Cursor *record) noexcept nogil:
-    cdef Pod *pod = pod_find(loop, cursor_number(record))
+    """In whichever of its lives the pod is here by now."""
+    cdef Common *sent_in = <Common *>cursor_number(record)
+    cdef Pod *pod = pod_find(loop, sent_in.number)
     cdef int fd = <int>cursor_number(record)
     cdef bint captured = cursor_number(record)
     cdef Address peer, local
@@ -113,7 +115,8 @@ cdef void spread_serve(Loop *loop, Cursor *record) noexcept nogil:
     read_address(record, &local)
     data = cursor_bytes(record, &kind.length)
     memcpy(kind.data, data, kind.length)
-    transit_count(loop.shared, pod.share if pod != NULL else NULL, -1)
+    transit_count(loop.shared, &sent_in.shares[loop.index], -1)
+    common_let_go(loop, sent_in)
     if pod == NULL:
         close_(fd)  # it is gone: RST
     else:
@@ -134,21 +137,26 @@ cdef void spread_hand_over(Tunnel *tunnel) noexcept nogil:
     loop_unwatch(loop, tunnel.socket.watch, tunnel.socket.fd)
     tunnel.socket.watch = -1
     server_unlink(tunnel)
-    atomic_add(&tunnel.pod.common.shares[to.index].tunnels, 1, RELAXED)  # on its way
+    atomic_add(&tunnel.pod.common.shares[to.index].coming_tunnels, 1, RELAXED)
+    common_hold(tunnel.pod.common)
     tunnel_count(tunnel, 0)
     tunnel.bound_for = NULL
     batch_begin(&loop.posts, ORDER_ADOPT)
-    batch_number(&loop.posts, tunnel.pod.number)
+    batch_number(&loop.posts, <uint64_t>tunnel.pod.common)
     batch_number(&loop.posts, <uint64_t>tunnel)
     loop_post(loop, to)
 
 
 cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
-    cdef Pod *pod = pod_find(loop, cursor_number(record))
+    """As spread_serve."""
+    cdef Common *sent_in = <Common *>cursor_number(record)
+    cdef Pod *pod = pod_find(loop, sent_in.number)
     cdef Tunnel *tunnel = <Tunnel *>cursor_number(record)
     cdef Socket *socket = tunnel.socket
     tunnel.loop = socket.loop = loop
     tunnel.pod = pod
+    atomic_add(&sent_in.shares[loop.index].coming_tunnels, -1, RELAXED)
+    common_let_go(loop, sent_in)
     if pod == NULL:  # dropped meanwhile
         socket_abort(socket)
         atomic_add(&loop.shared.tunnels, -1, RELAXED)
@@ -156,7 +164,6 @@ cdef void spread_adopt(Loop *loop, Cursor *record) noexcept nogil:
         fact_quiet(loop)
         return
     server_link(tunnel)
-    atomic_add(&pod.share.tunnels, -1, RELAXED)  # as one on its way
     socket.readable = socket.writable = True
     if not socket_watch(socket):
         tunnel_lose(tunnel, INTERNAL, b"epoll has no room")
