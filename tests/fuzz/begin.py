@@ -61,6 +61,7 @@ def begin(program: str) -> int:
     fuzz.check_aes()
     spoilt = int(os.environ.get("GOSSAMER_FUZZ_SPOILT", "0"))
     entry = int(fuzz.prepare(target.name, settings, ours, theirs, strangers, spoilt))
+    fuzz.check_stock()
     fuzz.check_transit()
     return entry
 

@@ -1,4 +1,65 @@
-# What no script can show of pods: lives that begin while something is on its way between threads.
+# What no script can show of pods: lives that begin while something is on its way between threads, sockets made ahead.
+
+from libc.errno cimport EBADF
+
+
+cdef int stocked(Pod *pod, int family) noexcept nogil:
+    """One is taken, and is for nobody; how many are left then."""
+    close_(stock_take(pod, family))
+    return pod.stocks[family == AF_INET6].count
+
+
+cdef void live_anew(Pod *pod, uint64_t life, const char *netns) noexcept nogil:
+    cdef Common *common = life_new(life, netns)
+    cdef int i
+    for i in range(LOOPS):
+        life_tell(common, i)
+
+
+def check_stock():
+    """Sockets made ahead: as many again each time, a few at most, none of a pod that listens no more or of another life,
+    none that nobody takes, none while descriptors are scarce; and all are counted."""
+    cdef Loop *home = world.loops[0]
+    cdef Pod *pod
+    cdef Script first
+    cdef uint8_t number = 0
+    cdef int fd
+    world_begin()
+    pod = pod_find(home, POD_NUMBER)
+    left = [stocked(pod, AF_INET) for _ in range(15 + 8 + 3)]
+    assert left == [0, 1, 0, 3, 2, 1, 0, *2 * [7, 6, 5, 4, 3, 2, 1, 0], 7, 6, 5], left
+    assert (stocked(pod, AF_INET6), stocked(pod, AF_INET6)) == (0, 1), "each family has its own"
+    assert world.shared.descriptors == 5 + 1
+    assert seam_away == 0
+    world.now += 0.9
+    world_turn()
+    assert stocked(pod, AF_INET) == 4, "since the last visit"
+    world.now += 0.2
+    world_turn()
+    assert pod.stocks[0].count == pod.stocks[1].count == world.shared.descriptors == 0, "stale"
+    assert [stocked(pod, AF_INET) for _ in range(3)] == [0, 1, 0]
+    world.shared.descriptors += world.shared.limits.descriptors // 2
+    assert [stocked(pod, AF_INET) for _ in range(20)] == 20 * [0], "descriptors are scarce"
+    world.shared.descriptors -= world.shared.limits.descriptors // 2
+
+    assert stocked(pod, AF_INET) == 1
+    live_anew(pod, 2, b"/dev/zero")
+    assert pod.stocks[0].count == world.shared.descriptors == 0, "another life"
+    world_turn()
+    assert world.gone == 1, "of the first life"
+    world.gone = 0
+    assert stocked(pod, AF_INET) == 0 and stocked(pod, AF_INET) == 1
+    first.at, first.end = &number, &number + 1
+    step_capture(&first)  # the pod stays for its sake
+    world_settle()
+    pod_order(ORDER_UNLISTEN, 0)
+    assert pod == pod_find(home, POD_NUMBER) and pod.stocks[0].count == 0
+    assert [stocked(pod, AF_INET) for _ in range(20)] == 20 * [0], "it does not listen"
+    assert home.timers[<int>STALE].first == NULL
+    close_(pod.netns)  # whatever becomes of it, that is one connection's failure
+    assert stock_take(pod, AF_INET) == -1 and errno == EBADF
+    pod.netns = pod.common.netns = seam_mark(dup_(<int>home.home))
+    world_end()
 
 
 cdef void transit(Pod *pod) noexcept nogil:

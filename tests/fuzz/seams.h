@@ -1,7 +1,9 @@
 /* Where the pump meets the kernel and OpenSSL, a script can stand in. Included before everything else of the module that
  * is fuzzed; the pump's own code is the product's, to the letter.
  *
- * - socket(), connect(): pairs of local sockets, whose far ends the script holds; getsockname(): their names
+ * - socket(), connect(): pairs of local sockets, whose far ends the script holds once they are connected; getsockname():
+ *   their names
+ * - setns(): a pod's namespace is a device; sockets are made in there, and nothing else is done
  * - close(): a descriptor is closed once, and every one of them is
  * - bind(): succeeds; bpf(2): whatever was dialled, it was the same, and every announcement is taken
  * - recv(), SSL_read(): what was not received may not be looked at
@@ -20,6 +22,7 @@
 #include <pthread.h>
 #include <regex.h>
 #include <sanitizer/asan_interface.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +50,9 @@ static int seam_far_count;
 static struct sockaddr_storage seam_local; /* of the next connection that is accepted */
 static int seam_nears[SEAM_FARS];    /* and of the pump's, which may be closed by now */
 static unsigned char seam_resets[SEAM_DESCRIPTORS]; /* local sockets know no RST: it is read where FIN would be */
+static int seam_away;                /* the namespace that the thread is in: 0 is its own */
+static int seam_ahead[SEAM_DESCRIPTORS]; /* far ends of sockets that are not connected yet; 0: none */
+static int seam_ahead_count;
 
 static void seam_fail(const char *what)
 {
@@ -75,34 +81,74 @@ static int seam_close(int fd)
     } else {
         seam_fail("a descriptor was closed that is not the pump's");
     }
+    if (seam_ahead[fd]) {
+        close(seam_ahead[fd]);
+        seam_ahead[fd] = 0;
+        seam_ahead_count--;
+    }
     return close(fd);
 }
 
-/* The pump's end; the far one is the last of seam_fars. */
-static int seam_pair(void)
+static int seam_setns(int fd, int kind)
+{
+    struct stat found;
+    (void)kind;
+    if (fstat(fd, &found) != 0)
+        return -1;
+    seam_away = S_ISCHR(found.st_mode) ? (int)found.st_rdev : 0;
+    return 0;
+}
+
+/* The pump's end of a connection that the script does not know yet. */
+static int seam_socket(int family, int type, int protocol)
 {
     int both[2], size = 1;
-    if (seam_far_count == SEAM_FARS || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, both) != 0) {
+    (void)family, (void)type, (void)protocol;
+    if (seam_far_count + seam_ahead_count == SEAM_FARS
+        || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, both) != 0) {
         errno = EMFILE;
         return -1;
     }
     if (seam_small)
         setsockopt(both[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-    seam_nears[seam_far_count] = both[0];
-    seam_fars[seam_far_count++] = both[1];
-    return seam_mark(both[0]);
+    seam_mark(both[0]);
+    seam_ahead[both[0]] = both[1];
+    seam_ahead_count++;
+    return both[0];
 }
 
-static int seam_socket(int family, int type, int protocol)
+/* From now on its far end is the last of seam_fars. */
+static void seam_join(int fd)
 {
-    (void)family, (void)type, (void)protocol;
-    return seam_pair();
+    if (fd < 0 || fd >= SEAM_DESCRIPTORS || !seam_ahead[fd])
+        return;
+    seam_nears[seam_far_count] = fd;
+    seam_fars[seam_far_count++] = seam_ahead[fd];
+    seam_ahead[fd] = 0;
+    seam_ahead_count--;
+}
+
+static int seam_pair(void)
+{
+    int fd = seam_socket(0, 0, 0);
+    seam_join(fd);
+    return fd;
+}
+
+static int seam_made(int family, int type, int protocol)
+{
+    if (!seam_away)
+        seam_fail("a socket was made outside of the pod's namespace");
+    return seam_socket(family, type, protocol);
 }
 
 static int seam_connect(int fd, const struct sockaddr *to, socklen_t size)
 {
     int code = seam_code;
-    (void)fd, (void)to, (void)size;
+    (void)to, (void)size;
+    if (seam_away)
+        seam_fail("the thread did not come home from a pod's namespace");
+    seam_join(fd);
     seam_code = 0;
     errno = code;
     return code ? -1 : 0;
@@ -264,7 +310,8 @@ static int seam_clock_gettime(clockid_t clock, struct timespec *now)
 
 #define clock_gettime(clock, now) seam_clock_gettime(clock, now)
 #define close(fd) seam_close(fd)
-#define socket(family, type, protocol) seam_socket(family, type, protocol)
+#define socket(family, type, protocol) seam_made(family, type, protocol)
+#define setns(fd, kind) seam_setns(fd, kind)
 #define connect(fd, to, size) seam_connect(fd, to, size)
 #define bind(fd, to, size) seam_bind(fd, to, size)
 #define syscall(number, command, call, size) seam_syscall(number, command, call, size)

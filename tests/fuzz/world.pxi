@@ -3,7 +3,7 @@
 
 cdef extern from *:  # seams.h and honest.h come before everything
     enum: SEAM_FARS
-    int seam_plain, seam_end, seam_code, seam_small, seam_far_count
+    int seam_plain, seam_end, seam_code, seam_small, seam_far_count, seam_away
     int *seam_fars
     long seam_opened, seam_looks
     X509 *seam_certificate

@@ -8,7 +8,8 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from bpf.netns import cookie_of, open_socket
 from mesh.model import SocketAddress
 from mesh.reason import Reason
 from tests.unit.ztunnel.pump.authority import CLIENT, SERVER, Authority
-from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, echo
-from ztunnel.orders import Ended, RelayPlain, RelayTunnel, TunnelKey
+from tests.unit.ztunnel.pump.nodes import DEADLINE, Node, echo, eventually
+from tests.unit.ztunnel.pump.steering import steering_maps
+from ztunnel.orders import Alternative, Ended, Passed, Plaintext, RelayPlain, RelayTunnel, Standing, TunnelKey
 
 pytestmark = pytest.mark.kernel
 
@@ -40,6 +42,13 @@ class Namespace:
     def without_ipv6(self) -> None:
         settings = [f"net.ipv6.conf.{device}.disable_ipv6=1" for device in ("all", "lo", "eth0")]
         subprocess.run(["ip", "netns", "exec", self.name, "sysctl", "-qw", *settings], check=True)
+
+    @property
+    def peer(self) -> str:
+        return f"pump-{os.getpid()}"
+
+    def peer_is_there(self) -> bool:
+        return self.peer in {name for _, name in socket.if_nameindex()}
 
     def add(self) -> None:
         subprocess.run(["ip", "netns", "add", self.name], check=True)
@@ -70,6 +79,20 @@ def in_namespace(namespace: Namespace, family: int) -> socket.socket:
         return open_socket(fd, family)
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def doomed() -> Iterator[Namespace]:
+    """One that the test deletes; its device has a peer out here."""
+    made = Namespace(f"pump-doomed-{os.getpid()}")
+    made.add()
+    try:
+        made.run("link", "set", "lo", "up")
+        made.run("link", "add", "eth0", "type", "veth", "peer", "name", made.peer, "netns", str(os.getpid()))
+        yield made
+    finally:
+        if Path(made.path).exists():
+            made.delete()
 
 
 async def dial(namespace: Namespace, ip: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -216,3 +239,90 @@ async def test_the_pods_connections_end_when_it_is_removed_although_its_namespac
     writer.close()
     application.close()
     await node.engine.drain(0)
+
+
+class Commuters:
+    """Connections in a namespace that come and go, four at a time, until they are refused or reset."""
+
+    def __init__(self, netns: int, listener: tuple[str, int]) -> None:
+        self._netns, self._listener = netns, listener
+        self.made = 0
+
+    async def _commute(self) -> None:
+        family = socket.AF_INET6 if ":" in self._listener[0] else socket.AF_INET
+        while True:
+            with open_socket(self._netns, family) as sock:
+                sock.setblocking(False)
+                loop = asyncio.get_running_loop()
+                try:
+                    async with asyncio.timeout(DEADLINE):
+                        await loop.sock_connect(sock, self._listener)
+                        await loop.sock_sendall(sock, b"hello")
+                        sock.shutdown(socket.SHUT_WR)
+                        assert await loop.sock_recv(sock, 64) == b"hello"
+                except ConnectionError:
+                    return
+            self.made += 1
+
+    async def go(self) -> None:
+        await asyncio.gather(*(self._commute() for _ in range(4)))
+
+
+@asynccontextmanager
+async def last_hops(netns: int, path: str, loopback: str) -> AsyncIterator[Node]:
+    """A pod that serves plaintext; after the first connection nobody is asked any more."""
+    listener = open_socket(netns, socket.AF_INET6 if ":" in loopback else socket.AF_INET)
+    listener.bind((loopback, 0))
+    application = await asyncio.start_server(echo, sock=listener)
+    destination = SocketAddress(loopback, listener.getsockname()[1])
+    with steering_maps() as steering:
+        node = Node("pod", netns=path, addresses=[loopback], maps=steering.maps)
+        node.decide = lambda fact: RelayPlain(
+            id=fact.id, destination=destination, bind=loopback, as_client=SocketAddress(loopback, 1)
+        )
+        node.stands = lambda fact: Standing(
+            id=fact.id, alternatives=[Alternative(weight=1, order=node.decide(fact), name="there")]
+        )
+        try:
+            yield node
+        finally:
+            await node.engine.drain(0)
+            application.close()
+
+
+@pytest.mark.parametrize("loopback", ["127.0.0.1", "::1"])
+async def test_no_namespace_outlives_its_pod_for_sockets_made_ahead(doomed: Namespace, loopback: str) -> None:
+    """A veth's peer goes when the last one lets go of the namespace, and not before."""
+    netns = os.open(doomed.path, os.O_RDONLY)
+    try:
+        async with last_hops(netns, doomed.path, loopback) as node:
+            listener = (loopback, node.ports["plaintext6" if ":" in loopback else "plaintext4"])
+            commuters = Commuters(netns, listener)
+            going = asyncio.create_task(commuters.go())
+            await node.until(lambda: sum(fact.connections for fact in node.of(Passed)) > 100)
+            doomed.delete()  # its name
+            before = commuters.made
+            await eventually(lambda: commuters.made > before + 100)
+            node.engine.remove_pod("pod")
+            await asyncio.wait_for(going, DEADLINE)
+            assert node.engine.held[0] == 0
+            assert doomed.peer_is_there()
+    finally:
+        os.close(netns)
+    await eventually(lambda: not doomed.peer_is_there())
+
+
+async def test_sockets_made_ahead_that_nobody_takes_are_closed(namespace: Namespace) -> None:
+    netns = os.open(namespace.path, os.O_RDONLY)
+    try:
+        async with last_hops(netns, namespace.path, "127.0.0.1") as node:
+            for _ in range(20):
+                reader, writer = await dial(namespace, "127.0.0.1", node.ports["plaintext4"])
+                writer.write(b"hello")
+                writer.write_eof()
+                assert await asyncio.wait_for(reader.read(), DEADLINE) == b"hello"
+                writer.close()
+            assert len(node.of(Plaintext)) < 20
+            await eventually(lambda: node.engine.held[0] == 0)
+    finally:
+        os.close(netns)

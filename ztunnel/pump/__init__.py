@@ -30,6 +30,7 @@ once; facts and orders cross in batches over a queue and an eventfd; counters ar
       standing    decisions in advance: kinds of connections, and orders for them
       passage     a connection under a standing order
       listener    accept loops
+      stock       sockets of a pod made ahead
       pod, connection
       early       what goes with a CONNECT
       vigil       whether a thread sleeps between two events

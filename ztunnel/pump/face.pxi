@@ -76,6 +76,7 @@ cdef void fill_limits(Limits *self, limits, server, client, http) except *:
     self.seconds[<int>REPORT] = 0.005
     self.seconds[<int>LOOK] = 0.01
     self.seconds[<int>ANSWER] = 0.001
+    self.seconds[<int>STALE] = 1.0
     self.seconds[<int>PATIENCE] = 0.02
     self.seconds[<int>TELL] = 0.05
     self.seconds[<int>TALLY] = 0.05

@@ -44,7 +44,7 @@ cdef struct Limits:
     int64_t buffered_per_pod
     int64_t buffered
     size_t stream_buffer
-    double seconds[16]       # per Span
+    double seconds[17]       # per Span
     core.Config server       # of HTTP/2 sessions
     core.Config client
 
@@ -94,7 +94,7 @@ cdef struct Loop:
     Watch *watches
     int watch_count
     int vacant
-    Timers timers[16]
+    Timers timers[17]
     Turns sparse             # pods that have something to do: those that had nothing before
     Turns busy               # and those that always have
     Corpse *dead

@@ -17,19 +17,29 @@ cdef uint64_t netns_inode(int fd) noexcept nogil:
 
 
 cdef int netns_socket(int netns, int home, uint64_t home_inode, int family) noexcept nogil:
-    """A non-blocking TCP socket in `netns`; -1 with errno. A thread that cannot return to its own namespace ends the
-    process: everything after that would happen in some pod's."""
-    cdef int fd, code
+    """A non-blocking TCP socket in `netns`; -1 with errno."""
+    cdef int fd
+    return fd if netns_sockets(netns, home, home_inode, family, &fd, 1) else -1
+
+
+cdef int netns_sockets(int netns, int home, uint64_t home_inode, int family, int *into, int wanted) noexcept nogil:
+    """As many as wanted, or fewer, and no more than one where nothing has to be entered; how many. 0: none, with errno. A
+    thread that cannot return to its own namespace ends the process: everything after that would happen in some pod's."""
+    cdef int count = 0, code
     cdef bint away = netns_inode(netns) != home_inode
     if away and setns(netns, CLONE_NEWNET) != 0:
-        return -1
-    fd = socket_(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        return 0
+    while count < (wanted if away else 1):
+        into[count] = socket_(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        if into[count] < 0:
+            break
+        count += 1
     code = errno
     while away and setns(home, CLONE_NEWNET) != 0:
         if errno != EINTR:
             die(b"cannot leave a network namespace")
     set_errno(code)
-    return fd
+    return count
 
 
 cdef inline void set_errno(int code) noexcept nogil:

@@ -98,12 +98,11 @@ cdef void passage_dial(Connection *self, Alternative *chosen) noexcept nogil:
         &self.headers, buffer_start(&chosen.order), chosen.order.length
     ) != 0:
         die(b"out of memory")
-    fd = netns_socket(self.pod.netns, <int>loop.home, loop.home_inode, to.any.sa_family)
+    fd = stock_take(self.pod, to.any.sa_family)
     if fd < 0:
         snprintf(why, sizeof(why), b"no socket in the pod's netns: %s", error_text(errno))
         connection_fail(self, CONNECT_FAILED, why)
         return
-    tune(fd)
     if last_hop:
         set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         from_.four.sin_port = 0  # at the same place in sockaddr_in6

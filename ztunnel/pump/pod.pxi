@@ -44,6 +44,7 @@ cdef struct Pod:
     bint listening
     Turn turn
     Listener listeners[6]
+    Stock stocks[2]          # IPv4, IPv6
     Connection *first
     Tunnel *tunnels          # accepted
     Tunnel *oldest           # of those in their handshake
@@ -131,6 +132,8 @@ cdef Pod *pod_new(Loop *loop, uint64_t number) noexcept nogil:
         self.listeners[door].pod = self
         self.listeners[door].door = door
         self.listeners[door].fd = self.listeners[door].watch = -1
+    self.stocks[0].loop = self.stocks[1].loop = loop
+    self.stocks[0].family, self.stocks[1].family = AF_INET, AF_INET6
     self.chained = loop.pods
     loop.pods = self
     return self
@@ -185,6 +188,8 @@ cdef void pod_close_listeners(Pod *self) noexcept nogil:
     self.listening = False
     for door in range(DOORS):
         listener_close(&self.listeners[door])
+    stock_clear(&self.stocks[0])
+    stock_clear(&self.stocks[1])
 
 
 cdef bint pod_swollen(Pod *self) noexcept nogil:

@@ -229,12 +229,11 @@ cdef void group_connect(Group *self) noexcept nogil:
         snprintf(why, sizeof(why), b"no certificate of %s", self.source)
         group_fail(self, NO_CERTIFICATE, why)
         return
-    fd = netns_socket(self.pod.netns, <int>loop.home, loop.home_inode, self.address.any.sa_family)
+    fd = stock_take(self.pod, self.address.any.sa_family)
     if fd < 0:
         snprintf(why, sizeof(why), b"no socket in the pod's netns: %s", error_text(errno))
         group_failed(self, CONNECT_FAILED, why)
         return
-    tune(fd)
     set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, loop.shared.limits.socket_backlog)
     self.dial = dial(loop, fd, &self.address, b"tunnel", group_dialled, self)
     if not self.dial.connecting:

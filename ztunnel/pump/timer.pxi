@@ -17,6 +17,7 @@ cdef enum Span:
     REPORT        # of facts that nobody waits for
     LOOK          # at a socket's second queue
     ANSWER        # to a CONNECT that came with bytes, without any in return
+    STALE         # sockets made ahead that nobody takes
     PATIENCE      # with a decision, until the socket that waits for it is watched
     TELL          # of a connection under a standing order that lives on
     TALLY         # of those that are over
