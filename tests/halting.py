@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The tracer's end lets the thread go on, however that comes about.
@@ -26,7 +26,11 @@ sys.stdin.read()
 
 def threads(pid: int) -> dict[str, int]:
     """Ids of the threads of a process, by name."""
-    return {(task / "comm").read_text().strip(): int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()}
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found[(task / "comm").read_text().strip()] = int(task.name)
+    return found
 
 
 @contextmanager

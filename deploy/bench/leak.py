@@ -35,7 +35,7 @@ _AT_A_TIME = 16
 _LIFETIME_S = 120  # of certificates: the shortest the controller gives, renewed every half minute or less
 _CHANGE_S = 0.5  # between two changes of policy
 _REST_S = 60.0  # until nothing is open any more
-_MEMORY_MIB, _DESCRIPTORS = 4.0, 8  # growth of one process that is put down to chance
+_MEMORY_MIB, _DESCRIPTORS = 4.0, 16  # growth of one process that is put down to chance: some sockets are made ahead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -371,9 +371,10 @@ class PumpEngine:
         _log.warning("%s", text)
 
     def _pod_gone(self, number: int, life: int) -> None:
-        if self._numbered[number].life != life:
+        pod = self._numbered.get(number)
+        if pod is None or pod.life != life:  # what is on its way may outlast the life it was sent in
             return
-        pod = self._numbered.pop(number)
+        del self._numbered[number]
         if self._pods.get(pod.name) is pod:
             del self._pods[pod.name]
         os.close(pod.netns)

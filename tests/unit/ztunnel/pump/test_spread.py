@@ -157,10 +157,11 @@ async def test_bytes_of_a_pod_count_on_all_threads() -> None:
 
 
 async def test_what_is_on_its_way_to_another_thread_counts() -> None:
-    """The other thread stands still: it takes nothing of what it is handed."""
-    made = Node("pod", limits=Limits(connections_per_pod=20), threads=THREADS)
+    """The other thread stands still: it takes nothing of what it is handed. It was asleep, so that it holds no lock."""
+    made = Node("pod", limits=Limits(connections_per_pod=20, decision_timeout=600), threads=THREADS)
     made.memory.destination = SocketAddress("10.0.0.2", 80)
     (other,) = {f"pump-{thread}" for thread in range(THREADS)} - {f"pump-{home(made)}"}
+    await eventually(lambda: not made.engine.pulses()[other][1])
     with halted(os.getpid(), other):
         connections = [await connect(made.address("outbound4")) for _ in range(20)]
         for _ in range(10):
