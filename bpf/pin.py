@@ -114,7 +114,7 @@ def unlink(path: Path) -> None:
 def holds_connections(folder: Path) -> bool:
     """Whether sockets of this layout are open whose entries its programs must still remove or answer. The layout may
     be of another version: sizes are asked of the kernel."""
-    for name in ("captured", "clients", "directs", "flows", "usage"):
+    for name in ("captured", "clients", "directs", "flows", "loops", "usage"):
         fd = syscall.open_pin(folder / f"map_{name}")
         if fd is None:
             continue

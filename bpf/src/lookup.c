@@ -47,7 +47,7 @@ static __always_inline void read_syn(struct bpf_sk_lookup *ctx, struct tuple *sy
 /* Recorded before the SYN was sent: by the pod to itself, by the agent's last hop, or by the kubelet (netns 0). */
 static __always_inline int recorded(const struct tuple *syn) {
   struct tuple key = *syn;
-  if (flows.lookup(&key)) return 1;
+  if (loops.lookup(&key) || flows.lookup(&key)) return 1;
   key.netns = 0;
   return flows.lookup(&key) != 0;
 }

@@ -1,7 +1,7 @@
 /* Every map of the kernel side. None of those that hold a permission is LRU: one pod's storm evicts nobody.
  *
  * Sizes: an entry of `captured` costs about 150 bytes, allocated when used. 131,072 of them are eight pods at their
- * quota (16,384 together with `flows`), or 128 per pod on a node with 1,024 pods. */
+ * quota (16,384 together with `loops`), or 128 per pod on a node with 1,024 pods. */
 
 /* Kept across layouts (pinned beside the layout's own directory): which layout serves a netns. Its presence is what
  * enrolled means; one write switches connect hook and inbound steering of a pod together. */
@@ -19,7 +19,9 @@ BPF_F_TABLE("hash", u64, u32, usage, 2 * MAX_PODS, BPF_F_NO_PREALLOC);      /* n
 
 BPF_SK_STORAGE(sockets, struct asked);
 BPF_F_TABLE("hash", struct tuple, struct destination, captured, 131072, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("hash", struct tuple, u64, flows, 131072, BPF_F_NO_PREALLOC);    /* SYNs that may pass to the application */
+/* SYNs that may pass to the application: of a pod to itself, and of the agent and the kubelet, whom no pod's crowd keeps out */
+BPF_F_TABLE("hash", struct tuple, u64, loops, 131072, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct tuple, u64, flows, 131072, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", u64, struct endpoint, announced, 65536, BPF_F_NO_PREALLOC); /* socket cookie -> real client */
 BPF_F_TABLE("hash", struct tuple, struct endpoint, clients, 65536, BPF_F_NO_PREALLOC);
 

@@ -29,16 +29,20 @@ static __always_inline void connecting(struct bpf_sock_ops *s, struct asked *ask
     }
     asked->holds = HOLDS_CAPTURED | HOLDS_QUOTA;
     charge(at.netns);
+  } else if (asked->kind == LOCAL) {
+    if (loops.update(&at, &cookie)) {
+      refused(&at, MAP_FULL);
+      return;
+    }
+    asked->holds = HOLDS_LOOP | HOLDS_QUOTA;
+    charge(at.netns);
   } else {
     if (flows.update(&at, &cookie)) {
       refused(&at, MAP_FULL);
       return;
     }
     asked->holds = HOLDS_FLOW;
-    if (asked->kind == LOCAL) {
-      asked->holds |= HOLDS_QUOTA;
-      charge(at.netns);
-    } else if (asked->kind == LAST_HOP && asked->port) {
+    if (asked->kind == LAST_HOP && asked->port) {
       struct endpoint client = {};
       MOVE6(client.ip, asked->ip);
       client.port = asked->port;
@@ -111,6 +115,10 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct bpf_sock *sk, 
   if (holds & HOLDS_FLOW) {
     u64 *holder = flows.lookup(&key);
     if (holder && *holder == cookie) flows.delete(&key);
+  }
+  if (holds & HOLDS_LOOP) {
+    u64 *holder = loops.lookup(&key);
+    if (holder && *holder == cookie) loops.delete(&key);
   }
   if (holds & HOLDS_CLIENT) clients.delete(&key);
 }

@@ -11,7 +11,7 @@ from deploy.lab import agents, cgroup
 from deploy.lab.cluster import Lab
 
 # Maps with entries of single connections; those of pods and policies are none of our business here.
-_MAPS = ("directs", "captured", "flows", "clients", "legs", "consumed", "accelerated")
+_MAPS = ("directs", "captured", "flows", "loops", "clients", "legs", "consumed", "accelerated")
 _MORE_DESCRIPTORS, _MORE_MIB = 16, 24.0  # than once before: pools keep sockets, heaps keep pages
 _DEADLINE_S = 90.0
 

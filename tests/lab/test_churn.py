@@ -23,7 +23,7 @@ PORTS = 4000  # that a pod's connections may take
 MORE = 5000  # connections than there are ports
 AT_ONCE = 16
 RATE = 2500  # per second, however fast the machine is: a port rests for a second before it is taken again
-PER_CONNECTION = frozenset({"captured", "flows", "announced", "clients", "legs", "accelerated", "consumed"})
+PER_CONNECTION = frozenset({"captured", "flows", "loops", "announced", "clients", "legs", "accelerated", "consumed"})
 NAMESPACE = {"client": "mesh", "server": "mesh", "neighbour": "mesh", "outsider": "plain", "legacy": "plain"}
 CLUSTER = namespace("mesh", ambient=True) + namespace("plain") + node("n1") + node("n2") + service("server", "mesh")
 PODS = {"client": "n1", "outsider": "n1", "legacy": "n2", "server": "n2", "neighbour": "n2"}
