@@ -18,7 +18,7 @@
     layouts     the structs that C and Python share (bpf/src/layouts.h), and the text of addresses
     selftest    whether acceleration keeps its promises on this kernel
     facts       what is loaded and how full it is
-    events      the ring buffer of refusals
+    events      the ring buffers of direct flows and of refusals
     reasons     writes bpf/src/reason.h from mesh.reason
     preflight   what this kernel and this process lack, and the cure
     cgroup, netns, btf, syscall    the kernel's interfaces, one file each

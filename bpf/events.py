@@ -1,12 +1,13 @@
-"""The ring buffer of refusals and direct flows. Layout (https://docs.kernel.org/bpf/ringbuf.html): a page with the
+"""The ring buffers of direct flows and of refusals. Layout (https://docs.kernel.org/bpf/ringbuf.html): a page with the
 consumer's position, a page with the producer's, then the data, mapped twice so that a record is never broken."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bpf.layouts import EVENT, Event, Happening, unpack_event
 
@@ -32,8 +33,7 @@ class Ring:
         self._data.close()
 
     def read(self) -> Iterator[Event | Happening]:
-        """Events that are there now; never waits. Ends of direct flows do not wake who waits for `fd`: read twice a
-        second. What the ring had no room for is counted: `Kernel.lost_events`."""
+        """Events that are there now; never waits."""
         while True:
             at = self._position.value
             if at >= struct.unpack_from("=Q", self._data)[0]:
@@ -46,3 +46,30 @@ class Ring:
             if not head & _DISCARDED and length >= EVENT.size:
                 yield unpack_event(self._data, start + 8, length)
             self._position.value = at + (8 + length + 7) // 8 * 8
+
+
+class Rings:
+    """Several as one: of the first ones all is read before anything of those that follow. Readable on `fd` likewise."""
+
+    __slots__ = ("_poll", "_rings")
+
+    def __init__(self, rings: Sequence[Ring]) -> None:
+        self._rings = rings
+        self._poll = select.epoll()
+        for ring in rings:
+            self._poll.register(ring.fd, select.EPOLLIN)
+
+    @property
+    def fd(self) -> int:
+        return self._poll.fileno()
+
+    def close(self) -> None:
+        self._poll.close()
+        for ring in self._rings:
+            ring.close()
+
+    def read(self) -> Iterator[Event | Happening]:
+        """Events that are there now; never waits. Ends of direct flows do not wake who waits for `fd`: read twice a
+        second. What a ring had no room for is counted: `Kernel.lost_events`."""
+        for ring in self._rings:
+            yield from ring.read()

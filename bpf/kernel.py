@@ -13,7 +13,7 @@ from bpf.artifact import Artifact
 from bpf.cgroup import Cgroup
 from bpf.direct import DirectFlow, DirectPath, Target, VerdictEntry
 from bpf.enrolment import Enrolment, Listeners
-from bpf.events import Ring
+from bpf.events import Ring, Rings
 from bpf.facts import Description, describe
 from bpf.hooks import Hooks
 from bpf.layouts import (
@@ -68,7 +68,7 @@ class Kernel:
         self._registry = Registry(registry)
         self._folder = pins / artifact.layout
         self._hooks = Hooks(self._folder, artifact, {name: map.fd for name, map in maps.items()})
-        self._ring: Ring | None = None
+        self._rings: Rings | None = None
         self._promoter: Promoter | None = None
         self._direct = DirectPath(maps)
         self._enrolment = Enrolment(
@@ -138,9 +138,9 @@ class Kernel:
 
     def close(self) -> None:
         """Let go of the file descriptors; programs, maps and pins stay, and enrolled pods stay captured."""
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        if self._rings is not None:
+            self._rings.close()
+            self._rings = None
         if self._promoter is not None:
             self._promoter.close()
             self._promoter = None
@@ -275,12 +275,12 @@ class Kernel:
         """Events that the ring had no room for."""
         return self._counter(0)
 
-    def events(self) -> Ring:
-        """The refusals as they happen; `Ring.fd` is readable when `Ring.read` has some. One ring, one reader."""
-        if self._ring is None:
-            map = self._maps["events"]
-            self._ring = Ring(map.fd, map.definition.entries)
-        return self._ring
+    def events(self) -> Rings:
+        """Direct flows and refusals as they happen, refusals last; one reader."""
+        if self._rings is None:
+            maps = [self._maps[name] for name in ("events", "refusals")]
+            self._rings = Rings([Ring(map.fd, map.definition.entries) for map in maps])
+        return self._rings
 
     def describe(self) -> Description:
         """Programs, links and the fill of every map, for `gossamer bpf`."""

@@ -36,7 +36,7 @@ class Refusal(Protocol):
 
 
 class Ring(Protocol):
-    """`fd` is readable when `read` has something."""
+    """`fd` is readable when `read` has something; refusals come last."""
 
     @property
     def fd(self) -> int: ...
@@ -77,7 +77,7 @@ async def follow(
                 others.append(event)
             elif len(refused) < _MAX_EVENTS:
                 refused.append(event)
-        tell(others, len(events) < _BATCH)
+        tell(others, len(events) < _BATCH or isinstance(events[-1], kind))
         if refused and loop.time() - told >= _INTERVAL:
             for line in summary(refused, names()):
                 log.warning("refused in the kernel: %s", line)

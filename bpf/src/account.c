@@ -26,7 +26,7 @@ static __always_inline void refused(const struct tuple *who, u32 reason) {
   e.remote_port = who->remote_port;
   e.reason = reason;
   count(reason);
-  if (events.ringbuf_output(&e, sizeof(e), BPF_RB_FORCE_WAKEUP)) count(LOST_EVENTS);
+  if (refusals.ringbuf_output(&e, sizeof(e), BPF_RB_FORCE_WAKEUP)) count(LOST_EVENTS);
 }
 
 static __always_inline int over_quota(u64 netns) {

@@ -26,7 +26,8 @@ BPF_F_TABLE("hash", u64, struct endpoint, announced, 65536, BPF_F_NO_PREALLOC); 
 BPF_F_TABLE("hash", struct tuple, struct endpoint, clients, 65536, BPF_F_NO_PREALLOC);
 
 BPF_TABLE("percpu_array", u32, u64, counters, REASONS);
-BPF_RINGBUF_OUTPUT(events, 128);
+BPF_RINGBUF_OUTPUT(events, 128);                          /* of direct flows: struct happening */
+BPF_RINGBUF_OUTPUT(refusals, 64);                         /* struct event. Anybody can cause them, and drowns nothing else */
 
 /* The direct path. Filled by the agent under settings.generation; `directs` by the programs, emptied as sockets close. */
 BPF_F_TABLE("hash", struct place, struct target, targets, 16 * MAX_PODS, BPF_F_NO_PREALLOC);

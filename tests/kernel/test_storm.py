@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bpf import Event, Kernel, Mode, Target
+from bpf import DirectClosed, Event, Kernel, Mode, Target
 from mesh.reason import Reason
 from tests.kernel import packets
 from tests.kernel.rig import STRANGER4, STRANGER6, AgentListeners, Pod, Rig, Worker, enrol, run
@@ -116,6 +116,28 @@ def test_a_storm_stops_at_the_pods_own_quota(
     again = app.call(storm, targets, QUOTA // len(targets))
     assert "EPERM" not in again, again
     assert app.call(established) == QUOTA
+
+
+def test_refusals_leave_room_for_what_the_agent_has_to_hear(
+    kernel: Kernel, neighbour: Pod, server_pod: Pod, app: Worker, server: Worker, rig: Rig
+) -> None:
+    """A pod is refused again and again, faster than anybody reads; meanwhile its neighbour's connection ends."""
+    listener, port = server.listen("0.0.0.0")
+    began = app.call(storm, [("127.0.0.1", 15006)], 12000)
+    assert began == {"EPERM": 12000}
+    assert kernel.counters()[Reason.RESERVED_PORT] == 12000
+    lost = kernel.lost_events()
+    assert lost, "else there was room for all of them"
+    quiet = rig.worker("pods", neighbour)
+    client = quiet.dial(server_pod.ip4, port)
+    accepted, _ = server.accept(listener)
+    quiet.close(client)
+    server.close(accepted)
+    until(lambda: not kernel.flows())
+    heard = list(kernel.events().read())
+    assert [e.source for e in heard if isinstance(e, DirectClosed)] == [neighbour.cookie]
+    assert len(heard) == 12000 - lost + 1
+    assert kernel.lost_events() == lost
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -112,6 +112,7 @@ async def test_refusals_go_to_the_log_and_all_else_is_told_in_one_batch(
 
 
 async def test_a_batch_that_is_not_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals come last: of one who reads them, all else has been heard, however many of them there are."""
     monkeypatch.setattr(refusals, "_BATCH", 2)
     heard: list[tuple[list[object], bool]] = []
     done = asyncio.Event()
@@ -122,9 +123,9 @@ async def test_a_batch_that_is_not_all_says_so(monkeypatch: pytest.MonkeyPatch) 
             done.set()
 
     with SmallRing() as ring:
-        ring.put(Opened(1), event(Reason.AGENT_ABSENT, 1, 80), Opened(2), wake=True)
+        ring.put(*map(Opened, range(4)), *[event(Reason.AGENT_ABSENT, 1, 80)] * 5, wake=True)
         task = asyncio.create_task(follow(ring, lambda: {1: "shop/db"}, Event, tell))
         async with asyncio.timeout(20):
             await done.wait()
         task.cancel()
-    assert heard == [([Opened(1)], False), ([Opened(2)], True)]
+    assert heard == [([Opened(0), Opened(1)], False), ([Opened(2), Opened(3)], False), ([], True)]
