@@ -292,12 +292,18 @@ class Direct:
     def closed(self, flow: Heard) -> None:
         self.flows.closed(flow, closed_ns=flow.closed_ns)
 
-    def mismatched(self, flow: Flow) -> None:
-        """The address was another's. The kernel delivers nothing; the source's socket is ended here."""
-        detail = f"{flow.server} is not the address of the pod that was permitted"
-        log.warning("direct connection from %s: %s", flow.client, detail)
-        self.flows.refused(flow, Reason.MISMATCH, detail)
-        self._end([flow])
+    def mismatched(self, flows: Sequence[Flow]) -> None:
+        """The address was another's. The kernel delivers nothing; the sources' sockets are ended here, all together: a
+        pod that answers in another's place could have any number of them."""
+        for flow in flows:
+            detail = f"{flow.server} is not the address of the pod that was permitted"
+            try:
+                self.flows.refused(flow, Reason.MISMATCH, detail)
+            except Exception:  # a fault of ours costs this record, not the others
+                log.exception("direct connection that was astray: %r", flow)
+        if flows:
+            log.warning("%d direct connections were astray, the last one from %s: %s", len(flows), flow.client, detail)
+            self._end(flows)
 
     def ready(self, flow: Flow, destination: int) -> None:
         """Neither end waits in its receives: from now on bytes may go from socket to socket. `destination` is a netns

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 _LOOK = 0.5  # seconds
 
-Tiding = DirectOpened | DirectClosed | DirectReady | DirectDrained | DirectBarred | Mismatch
+Told = DirectOpened | DirectClosed | DirectReady | DirectDrained | DirectBarred  # one by one
+Tiding = Told | Mismatch
 
 
 class Kind(NamedTuple):
@@ -74,11 +75,19 @@ class Hearing:
                     rest += ended
             except Exception:
                 log.exception("%d direct connections that are over, as %r", len(ended), ended[0])
+        astray = []
         for event in rest:
             try:
-                self._tell(event)
+                if isinstance(event, Mismatch):
+                    astray.append(self._heard(event))
+                else:
+                    self._tell(event)
             except Exception:
                 log.exception("event of the kernel side: %r", event)
+        try:
+            self.direct.mismatched(astray)
+        except Exception:
+            log.exception("%d direct connections that were astray", len(astray))
         if drained:
             self.direct.flows.drains += 1
         now = self.monotonic()
@@ -112,7 +121,7 @@ class Hearing:
         )
         self.direct.tallied(like, Tally(connections=told.flows, sent=told.sent, received=told.received))
 
-    def _tell(self, event: Tiding) -> None:
+    def _tell(self, event: Told) -> None:
         if isinstance(event, DirectDrained):
             self.direct.drained(event, self.instance(event.destination if event.at_client else event.source))
             return
@@ -123,10 +132,8 @@ class Hearing:
             self.direct.closed(heard)
         elif isinstance(event, DirectReady):
             self.direct.ready(heard, event.destination)
-        elif isinstance(event, DirectBarred):
-            self.direct.barred(heard, event.destination)
         else:
-            self.direct.mismatched(heard)
+            self.direct.barred(heard, event.destination)
 
     def _heard(self, event: Tiding) -> Heard:
         over = isinstance(event, DirectClosed)

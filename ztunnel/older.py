@@ -30,6 +30,7 @@ _STATES = 0xFFF & ~(1 << 6) & ~(1 << 7)
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 _REQUEST_BODY = struct.Struct("=BBBBI48s")  # inet_diag_req_v2
 _MESSAGE = struct.Struct("=BBBB48sIIIII")  # inet_diag_msg
+_NAME = slice(4, 40)  # of inet_diag_msg: ports and addresses
 _TIMEOUT_SECONDS = 5.0
 
 
@@ -109,9 +110,11 @@ def destroy(netns: int, connections: Iterable[OlderConnection]) -> None:
 def end(netns: int, ends: Collection[tuple[SocketAddress, SocketAddress]]) -> None:
     """End the connections with these (local, remote) addresses, whoever has them; OSError. Blocks.
 
-    Each is found first and then named by its cookie: an address alone could mean a listener that is left.
+    Each is found first and then named by its cookie: an address alone could mean a listener that is left. The others
+    are only walked over: a pod may have any number.
     """
-    found = [s for s in _dump(netns) if s.state != _LISTEN and (s.local, s.remote) in ends]
+    wanted = {name for local, remote in ends for name in _names(local, remote)}
+    found = [s for s in _dump(netns, wanted) if s.state != _LISTEN]
     if not found:
         return
     with _diag(netns) as diag:
@@ -148,13 +151,29 @@ def _inodes(process: int) -> set[int]:
     return inodes
 
 
-def _dump(netns: int) -> Iterator[_Socket]:
+def _names(local: SocketAddress, remote: SocketAddress) -> Iterator[bytes]:
+    """How sock_diag may call the ends of a connection: an IPv4 one by IPv6 too."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        addresses = [_packed(address.ip, family) for address in (local, remote)]
+        yield struct.pack("!HH", local.port, remote.port) + b"".join(addresses)
+
+
+def _packed(ip: str, family: int) -> bytes:
+    address = ipaddress.ip_address(ip)
+    if address.version == 6:
+        return address.packed
+    return address.packed + bytes(12) if family == socket.AF_INET else bytes(10) + b"\xff\xff" + address.packed
+
+
+def _dump(netns: int, only: Collection[bytes] | None = None) -> Iterator[_Socket]:
+    """All, or `only` those with these names."""
     with _diag(netns) as diag:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES, bytes(48))
             _send(diag, _SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, body)
             for message in _replies(diag):
-                yield _parse(message)
+                if only is None or message[_NAME] in only:
+                    yield _parse(message)
 
 
 def _parse(message: bytes) -> _Socket:
@@ -186,15 +205,15 @@ def _send(diag: socket.socket, kind: int, flags: int, body: bytes) -> None:
 def _replies(diag: socket.socket, *, missing_ok: bool = False) -> Iterator[bytes]:
     """Bodies until the end of the dump or the acknowledgement."""
     while True:
-        data = diag.recv(1 << 16)
-        while len(data) >= _HEADER.size:
-            length, kind, _, _, _ = _HEADER.unpack_from(data)
+        data, at = diag.recv(1 << 16), 0
+        while len(data) - at >= _HEADER.size:
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
             if kind == _NLMSG_DONE:
                 return
             if kind == _NLMSG_ERROR:
-                (code,) = struct.unpack_from("=i", data, _HEADER.size)
+                (code,) = struct.unpack_from("=i", data, at + _HEADER.size)
                 if code and not (missing_ok and -code == errno.ENOENT):
                     raise OSError(-code, f"sock_diag: {os.strerror(-code)}")
                 return
-            yield data[_HEADER.size : length]
-            data = data[(length + 3) & ~3 :]
+            yield data[at + _HEADER.size : at + length]
+            at += (length + 3) & ~3

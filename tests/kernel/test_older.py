@@ -87,18 +87,20 @@ def test_many(two: tuple[Pod, Pod], workers: tuple[Worker, Worker], netns: int) 
     assert older.still_open(found, netns) == []
 
 
+@pytest.mark.parametrize(("family", "listening"), [("ip4", "own family"), ("ip4", "dual"), ("ip6", "own family")])
 def test_ended_by_address_and_a_listener_at_that_address_lives(
-    two: tuple[Pod, Pod], workers: tuple[Worker, Worker], netns: int
+    two: tuple[Pod, Pod], workers: tuple[Worker, Worker], netns: int, family: str, listening: str
 ) -> None:
     (a, b), (in_a, in_b) = two, workers
-    door, port = in_a.listen(a.ip4)
-    doomed, other = in_b.dial(a.ip4, port), in_b.dial(a.ip4, port)
+    address, theirs = getattr(a, family), getattr(b, family)
+    door, port = in_a.listen("::" if listening == "dual" else address, dual=listening == "dual")
+    doomed, other = in_b.dial(address, port), in_b.dial(address, port)
     in_a.accept(door)
     in_a.accept(door)
     first, second = sorted(older.find("i", netns), key=lambda c: c.remote.port)
     older.end(netns, {(first.local, first.remote)})
     older.end(netns, {(first.local, first.remote)})  # gone: the listener is not meant
-    older.end(netns, {(SocketAddress(a.ip4, port), SocketAddress(b.ip4, 9))})
+    older.end(netns, {(SocketAddress(address, port), SocketAddress(theirs, 9))})
     assert older.still_open([first, second], netns) == [second]
     ended = 0
     for sock in (doomed, other):
@@ -107,4 +109,4 @@ def test_ended_by_address_and_a_listener_at_that_address_lives(
         except OSError:
             ended += 1
     assert ended == 1
-    in_b.dial(a.ip4, port)
+    in_b.dial(address, port)

@@ -662,9 +662,12 @@ def test_a_flow_of_a_pod_that_nobody_enrolled_is_judged_as_plaintext() -> None:
 
 
 def test_a_stranger_at_the_address_is_a_refused_connection() -> None:
+    """However many: each is told of, and their ends are looked for once."""
     node = Node()
-    node.direct.mismatched(SmallFlow())
-    assert node.told.ended == [(False, Reason.MISMATCH, 0, 0)]
+    node.direct.mismatched([SmallFlow(id=n) for n in range(50)])
+    assert node.told.ended == [(False, Reason.MISMATCH, 0, 0)] * 50
+    assert node.looked_into == [WEB.instance, DB.instance]
+    node.direct.mismatched([])
     assert node.looked_into == [WEB.instance, DB.instance]
 
 
