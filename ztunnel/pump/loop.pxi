@@ -7,7 +7,7 @@ cdef enum:
     EVENTS = 128             # of one round
     CIPHER = 128 << 10       # read from a tunnel's socket at once
     PLAIN = 144 << 10        # the same decrypted, and a record's room
-    CHUNK = 64 << 10         # read from an application's socket at once
+    CHUNK = 128 << 10        # read from an application's socket at once; a message of 64 KiB comes short: that was all
     LOG_LINES = 10           # per reason and second
     CALM_FACTS = 256 << 10   # bytes
 
