@@ -45,7 +45,7 @@ from ztunnel.pump.threads import begin
 from ztunnel.pump.tunnel_key import packed
 
 _log = logging.getLogger(__name__)
-_FACTS = 512  # reported at once
+_FACTS = 128  # reported at once: some 50 ms of decisions
 
 
 class PumpEngine:
@@ -162,7 +162,6 @@ class PumpEngine:
         else:
             del self._pods[pod]
             _done("remove", state.title, self._pump.drop(state.number, Reason.POD_GONE))
-        self._loop.call_soon(self._take_facts)
 
     def order(self, order: Order) -> None:
         owner = self._owners.get(order.id)
@@ -208,7 +207,6 @@ class PumpEngine:
             pod.listening = False
             _done("close listeners of", pod.title, self._pump.unlisten(pod.number))
             self._pump.retire(pod.number)
-        self._take_facts()
         try:
             async with asyncio.timeout(deadline):
                 while self._owners or self._pump.tunnels or self._pump.connections:
@@ -222,7 +220,8 @@ class PumpEngine:
         self._stopped = True
         await asyncio.to_thread(self._pump.stop)
         self._loop.remove_reader(self._pump.fileno())
-        self._take_facts()
+        while self._take_some_facts():  # noqa: ASYNC110 - there is nothing to wait for
+            await asyncio.sleep(0)  # others have their turn
         self._standing.end()
 
     # Orders
@@ -263,10 +262,6 @@ class PumpEngine:
         self._pump.tunnel(order.id, key, source, expected, *order.key.address, order.authority, order.headers)
 
     # Facts
-
-    def _take_facts(self) -> None:
-        while self._take_some_facts():
-            pass
 
     def _take_some_facts(self) -> bool:
         """Not all at once: between them others have their turn. False: there were none."""

@@ -470,7 +470,7 @@ async def test_who_lives_under_an_order_that_is_recalled_is_told_of_by_its_name(
         assert recalled is given
         way.server.engine._pump.recall(pod.number, recalled.kind)
         way.server.tunnels()  # waits for the thread
-        way.server.engine._take_facts()
+        way.server.engine._take_some_facts()
         assert given.first in pod.book.numbered
         for reader, writer in streams:
             writer.write_eof()
