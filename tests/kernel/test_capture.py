@@ -261,6 +261,15 @@ def test_a_pod_at_its_quota_is_refused_and_recovers(rig: Rig, pod: Pod, app: Wor
 
 def test_udp_and_unix_pass(kernel: Kernel, pod: Pod, listeners: AgentListeners, app: Worker) -> None:
     app.call(_udp, STRANGER4)
+    app.call(_unix)
+
+
+def _unix(_: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as s:
+        listener.bind("")  # an abstract name of the kernel's choice: unix(7), autobind
+        listener.listen()
+        s.connect(listener.getsockname())
+        assert s.getpeername() == listener.getsockname()
 
 
 def _udp(_: Any, host: str) -> None:
