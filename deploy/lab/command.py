@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _EXIT = "exit codes: 0 done, 1 it could not be done, 2 wrong usage"
 CANNOT_START = 125
-_CONTROLLER_LOOKS = 1.0  # seconds in which the controller has seen a changed file
+_CONTROLLER_LOOKS = 1.0  # seconds in which the controller has seen a file that it knew before
+_CONTROLLER_LISTS = 10.0  # seconds for it to list a new one; it does at once, but on a busy machine
 Options = argparse.Namespace
 
 
@@ -205,11 +206,15 @@ def _say_refused(lab: Lab, changed: list[Key]) -> bool:
     policies = {key for key in changed if key.kind not in CLUSTER_KINDS}
     if not policies or not lab.has_agents:
         return False
-    end = time.monotonic() + _CONTROLLER_LOOKS
+    began, waited, unseen = time.monotonic(), 0.0, policies
     wrong: list[dict[str, Any]] = []
-    while not wrong and time.monotonic() < end:
+    # What it says at once may be of the file before.
+    while waited < (_CONTROLLER_LISTS if unseen else _CONTROLLER_LOOKS):
         time.sleep(0.1)
-        wrong = [item for item in status.refused(lab) if (item["kind"], item["namespace"], item["name"]) in policies]
+        waited = time.monotonic() - began
+        seen = {Key(item["kind"], item["namespace"], item["name"]): item for item in status.controlled(lab)}
+        unseen = policies - seen.keys()
+        wrong = status.not_in_force(seen[key] for key in sorted(policies & seen.keys()))
     for item in wrong:
         for condition in item["conditions"]:
             key = Key(item["kind"], item["namespace"], item["name"])

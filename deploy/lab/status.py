@@ -50,8 +50,13 @@ def collect(lab: Lab) -> Json:
 
 def refused(lab: Lab) -> list[Json]:
     """Objects that are not in force as they are written, each with the conditions that say why."""
+    return not_in_force(controlled(lab))
+
+
+def controlled(lab: Lab) -> list[Json]:
+    """The objects that the controller has seen, each with its conditions; none if it does not answer."""
     answer = agents.ask_socket(agents.controller_socket(lab.layout), "/status") or {}
-    return not_in_force(answer.get("objects") or [])
+    return list(answer.get("objects") or [])
 
 
 def not_in_force(objects: Iterable[Json]) -> list[Json]:

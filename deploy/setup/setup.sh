@@ -103,7 +103,8 @@ bpf_programs() {
 
 log=$(mktemp /tmp/gossamer-setup.XXXXXX)
 # Two make targets at once must not install over each other.
-exec 9>/run/gossamer-setup.lock; flock 9
+exec 9>/run/gossamer-setup.lock
+flock -n 9 || { step "waiting for another set-up on this machine"; flock 9; }
 packages
 faster_package
 merged_headers

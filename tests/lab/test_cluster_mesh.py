@@ -135,6 +135,8 @@ def test_a_policy_of_which_a_part_cannot_be_enforced_is_said(name: str) -> None:
         assert done.returncode == 1
         assert "AuthorizationPolicy wrong (default): not in force as written: ztunnel does not" in done.stderr
         assert "will have no effect" in cli("status", "--name", name).stdout
+        mended = apply(name, f"{POLICY}spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: ['1']}}}}]}}]}}\n")
+        assert (mended.returncode, mended.stderr.count("in force")) == (0, 0), mended.stderr
     finally:
         lab.delete([Key("AuthorizationPolicy", "default", "wrong")])
 
