@@ -37,9 +37,11 @@ for port in map(int, sys.argv[1:] or ["9000"]): threading.Thread(target=let_in, 
 probed = listening({PROBED})
 while True: probed.accept()[0].close()
 """
-# One dial after the other; of each what was heard, or the error's name.
+# All dials at once, as most wait in vain; those with Fast Open last, as others may earn the cookie for them. Of each
+# what was heard, or the error's name.
 DIAL = """
 import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
 def dial(to, port, bound, mark, protocol, early, repair, device):
     v6 = ":" in to
     with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM, protocol) as s:
@@ -58,7 +60,11 @@ def dial(to, port, bound, mark, protocol, early, repair, device):
             return s.recv(1000).decode("latin-1")
         except OSError as error:
             return type(error).__name__
-print(json.dumps([dial(**spec) for spec in json.loads(sys.argv[1])]))
+specs, heard = json.loads(sys.argv[1]), {}
+for early in (False, True):
+    wave = [number for number, spec in enumerate(specs) if spec["early"] is early]
+    with ThreadPoolExecutor(32) as pool: heard.update(zip(wave, pool.map(lambda number: dial(**specs[number]), wave)))
+print(json.dumps([heard[number] for number in range(len(specs))]))
 """
 # SYNs by hand: from addresses that are others', the destination's own among them, out of the device.
 _FORGE = """
