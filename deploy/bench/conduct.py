@@ -22,6 +22,7 @@ from deploy.lab.fault import LabError
 
 T = TypeVar("T")
 Step = Callable[[str], None]
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _UNWATCHED_WIDTH = 120  # of a table that goes to a file
 
 
@@ -32,7 +33,7 @@ def conduct(name: str, steps: int, measure: Callable[[Step], T], show: Callable[
     if os.geteuid() != 0:
         errors.print(f"{name}: needs root: it makes network namespaces; run it with sudo")
         return 2
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {number: signal.signal(number, _interrupt) for number in _ENDING}
     try:
         bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*bar, console=errors, transient=True) as progress:
@@ -46,7 +47,8 @@ def conduct(name: str, steps: int, measure: Callable[[Step], T], show: Callable[
         errors.print(f"{name}: stopped; everything is removed")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     show(found)
     return 0
 
@@ -82,4 +84,11 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: who presses Ctrl-C again, or timeout(1), which ends the process and its group, must not end the removal."""
+    for each in _ENDING:
+        signal.signal(each, _heard)
     raise KeyboardInterrupt
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    pass

@@ -47,6 +47,25 @@ def test_how_it_ends(measure: object, status: int, text: str, capsys: pytest.Cap
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_made_is_removed_however_often_it_is_told_to_end(first: int, second: int) -> None:
+    removed = []
+
+    def impatient(step: Step) -> int:
+        try:
+            os.kill(os.getpid(), first)
+            return 0
+        finally:
+            os.kill(os.getpid(), second)
+            removed.append("all")
+
+    before = signal.getsignal(signal.SIGINT)
+    assert conduct("bench", 1, impatient, lambda found: pytest.fail("shown")) == 130
+    assert removed == ["all"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert conduct("bench", 1, fail, lambda found: None) == 2
