@@ -91,4 +91,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _heard(number: int, frame: FrameType | None) -> None:
-    pass
+    """The removal is under way already."""
